@@ -1,0 +1,202 @@
+"""The table of every option (see `trainers.spec.Field`), and the rules that tie several options together.
+
+Order here is the order in job files, in the form and in the reference. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trainers.spec import BEGINNER, Field, Job
+
+METHODS = ("lora",)
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree")
+SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
+TIMESTEP_SAMPLING = ("uniform", "sigmoid", "early", "late")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_ADAPTER = ("lora",)
+
+WHAT = "What is taught"
+BASE = "The base model"
+DATA = "Pictures and captions"
+ADAPTER = "The adapter"
+LEARNING = "How long and how strongly"
+OBJECTIVE = "The loss"
+MEMORY = "Memory and speed"
+WATCHING = "While it runs"
+FILES = "Files"
+
+FIELDS: tuple[Field, ...] = (
+    # --- what
+    Field("name", "text", "", "Name of the result: the file's name and what is written in the prompt.", WHAT, level=BEGINNER),
+    Field("trigger", "text", "", "Word that stands for the subject; put in front of every caption that lacks it.", WHAT, level=BEGINNER),
+    Field("comment", "text", "", "A note that is kept in the file.", WHAT),
+    Field("author", "text", "", "Who made it; kept in the file.", WHAT),
+    Field("license", "text", "", "Licence of the result; kept in the file.", WHAT),
+    # --- base
+    Field("base", "path", "", "The model to start from: a .safetensors or .ckpt file, or a diffusers folder.", BASE, level=BEGINNER),
+    Field("family", "choice", "auto", "Kind of model; auto finds it from the file.", BASE, choices=("auto", "sd1", "sd2", "sdxl")),
+    Field("prediction", "choice", "auto", "What the model predicts; auto finds it from the file.", BASE, choices=("auto", "epsilon", "v")),
+    Field("vae", "path", None, "A separate autoencoder file to use instead of the model's own.", BASE, optional=True),
+    Field("clip_skip", "int", None, "Which text encoder layer is read, counted from the end; empty means the family's own.", BASE, minimum=1, maximum=12, optional=True),
+    Field("init_from", "path", None, "An existing LoRA file to go on from.", BASE, optional=True, methods=_ADAPTER),
+    # --- data
+    Field("data", "path", "", "Folder with the pictures (kohya's `10_name class` folders are understood) or a kohya dataset .toml.", DATA, level=BEGINNER),
+    Field("resolution", "int", None, "Area the pictures are brought to, as the side of a square; empty means the model's own.", DATA, minimum=64, maximum=4096, unit="px", optional=True, level=BEGINNER),
+    Field("repeats", "int", None, "How often each picture is seen in one epoch; empty means from the folder's name, else 1.", DATA, minimum=1, maximum=10000, optional=True),
+    Field("buckets", "bool", True, "Keep each picture's aspect ratio instead of cutting a square.", DATA),
+    Field("bucket_step", "int", 64, "Bucket sides are multiples of this.", DATA, minimum=8, maximum=256, unit="px"),
+    Field("bucket_min", "int", 256, "Shortest side of a bucket.", DATA, minimum=8, maximum=4096, unit="px"),
+    Field("bucket_max", "int", 2048, "Longest side of a bucket.", DATA, minimum=64, maximum=8192, unit="px"),
+    Field("upscale", "bool", True, "Enlarge pictures smaller than the bucket; off keeps them at their size.", DATA),
+    Field("crop", "choice", "center", "Which part is kept where a picture does not fit its bucket.", DATA, choices=("center", "random")),
+    Field("flip", "bool", False, "Mirror pictures at random (not for faces, text, or things with a side).", DATA),
+    Field("captions", "choice", "auto", "Which caption files are read; auto reads .txt, .caption and metadata files.", DATA, choices=("auto", "txt", "caption", "metadata", "none")),
+    Field("allow_missing_captions", "bool", False, "Go on when some pictures have captions and others do not.", DATA),
+    Field("shuffle_captions", "bool", False, "Shuffle the comma-separated tags of a caption each time.", DATA),
+    Field("keep_tokens", "int", 0, "Number of tags at the front that stay in place.", DATA, minimum=0, maximum=100),
+    Field("tag_drop", "float", 0.0, "Share of tags that is left out each time.", DATA, minimum=0, maximum=1),
+    Field("caption_drop", "float", 0.0, "Share of samples that see an empty caption.", DATA, minimum=0, maximum=1),
+    Field("caption_variants", "int", 16, "How many shuffled versions of a caption are prepared where the text encoder is not trained.", DATA, minimum=1, maximum=1000),
+    Field("max_chunks", "int", 3, "Longest prompt, in chunks of 75 tokens.", DATA, minimum=1, maximum=8),
+    Field("regularisation_data", "path", None, "Folder with pictures of the class in general, to keep the model from forgetting.", DATA, optional=True),
+    Field("prior_weight", "float", 1.0, "Weight of the loss on the regularisation pictures.", DATA, minimum=0, maximum=10),
+    Field("masks", "choice", "none", "Train only on the unmasked part: from the picture's alpha channel or -masklabel.png files.", DATA, choices=("none", "alpha", "files", "auto")),
+    Field("unmasked_weight", "float", 0.0, "Weight of the loss outside the mask.", DATA, minimum=0, maximum=1),
+    Field("cache_dir", "path", None, "Where prepared pictures are kept; empty means beside the data.", DATA, optional=True),
+    Field("validation_data", "path", None, "Folder with held-out pictures for measuring.", DATA, optional=True),
+    Field("validation_split", "float", 0.0, "Share of the pictures held out for measuring, where no folder is given.", DATA, minimum=0, maximum=0.5),
+    Field("prior_data", "path", None, "Folder with unrelated pictures, to measure what is forgotten.", DATA, optional=True),
+    # --- adapter
+    Field("rank", "int", 16, "Size of the LoRA: how much it can learn, and how large its file is.", ADAPTER, minimum=1, maximum=1024, methods=_ADAPTER, level=BEGINNER),
+    Field("alpha", "float", None, "Scale of the LoRA is alpha / rank; empty means half the rank.", ADAPTER, minimum=0.0001, maximum=4096, optional=True, methods=_ADAPTER),
+    Field("rslora", "bool", False, "Scale by alpha / sqrt(rank) instead.", ADAPTER, methods=_ADAPTER),
+    Field("dropout", "float", 0.0, "Share of the adapter's inputs that is dropped.", ADAPTER, minimum=0, maximum=0.99, methods=_ADAPTER),
+    Field("conv_rank", "int", 0, "Rank on the 3x3 convolutions (LoCon); 0 leaves them out.", ADAPTER, minimum=0, maximum=1024, methods=_ADAPTER),
+    Field("conv_alpha", "float", None, "Alpha on the 3x3 convolutions; empty means half their rank.", ADAPTER, minimum=0.0001, maximum=4096, optional=True, methods=_ADAPTER),
+    Field("train_unet", "bool", True, "Train the UNet (the part that draws).", ADAPTER, methods=_ADAPTER),
+    Field("train_text_encoder", "bool", True, "Train the text encoder (the part that reads the prompt).", ADAPTER, methods=_ADAPTER),
+    Field("block_ranks", "map", {}, "Other ranks for some blocks: down_0..3, mid, up_0..3, text, text_2; 0 leaves a block out.", ADAPTER, methods=_ADAPTER),
+    Field("block_lrs", "map", {}, "Factors on the learning rate of some blocks, named as above.", ADAPTER, methods=_ADAPTER),
+    # --- learning
+    Field("steps", "int", None, "Number of steps; empty means from the epochs.", LEARNING, minimum=1, maximum=1000000, unit="steps", optional=True, level=BEGINNER),
+    Field("epochs", "int", None, "Number of times every picture is seen; empty means from the steps.", LEARNING, minimum=1, maximum=100000, optional=True),
+    Field("batch_size", "int", 1, "Pictures per step and process.", LEARNING, minimum=1, maximum=1024),
+    Field("gradient_accumulation", "int", 1, "Batches that are added up before a step is taken.", LEARNING, minimum=1, maximum=1024),
+    Field("learning_rate", "float", None, "Learning rate of the UNet; empty means the optimizer's usual one.", LEARNING, minimum=0, maximum=10, optional=True, level=BEGINNER),
+    Field("text_encoder_lr", "float", None, "Learning rate of the text encoders; empty means a quarter of the UNet's.", LEARNING, minimum=0, maximum=10, optional=True),
+    Field("optimizer", "choice", "adamw", "The optimizer.", LEARNING, choices=OPTIMIZERS),
+    Field("optimizer_args", "list", [], "Further arguments of the optimizer, each as name=value.", LEARNING),
+    Field("weight_decay", "float", 0.01, "Weight decay.", LEARNING, minimum=0, maximum=10),
+    Field("schedule", "choice", "cosine", "How the learning rate changes over the run.", LEARNING, choices=SCHEDULES),
+    Field("warmup", "int", 0, "Steps over which the learning rate rises from zero.", LEARNING, minimum=0, maximum=100000, unit="steps"),
+    Field("cycles", "int", 3, "Number of restarts of cosine_restarts.", LEARNING, minimum=1, maximum=100),
+    Field("max_grad_norm", "float", 1.0, "Gradients are shortened to this length; 0 leaves them as they are.", LEARNING, minimum=0, maximum=1000),
+    Field("ema", "float", 0.0, "Decay of a running average of the adapter, which is what is saved; 0 is off.", LEARNING, minimum=0, maximum=0.99999),
+    Field("seed", "int", 1, "Start of every random draw: the same seed gives the same file.", LEARNING, minimum=0, maximum=2**63 - 1),
+    # --- objective
+    Field("min_snr_gamma", "float", 5.0, "Min-SNR weighting of the timesteps; 0 is off.", OBJECTIVE, minimum=0, maximum=100),
+    Field("debiased", "bool", False, "Debiased estimation weighting instead of min-SNR.", OBJECTIVE),
+    Field("noise_offset", "float", 0.0, "Offset noise, for very dark and very bright pictures.", OBJECTIVE, minimum=0, maximum=1),
+    Field("adaptive_noise_offset", "float", 0.0, "Adds this times the latent's mean to the noise offset.", OBJECTIVE, minimum=-1, maximum=1),
+    Field("pyramid_iterations", "int", 0, "Levels of pyramid noise; 0 is off.", OBJECTIVE, minimum=0, maximum=16),
+    Field("pyramid_discount", "float", 0.3, "Weight of each further level of pyramid noise.", OBJECTIVE, minimum=0, maximum=1),
+    Field("input_perturbation", "float", 0.0, "Extra noise on the input that the target does not know of.", OBJECTIVE, minimum=0, maximum=1),
+    Field("zero_terminal_snr", "bool", False, "Rescale the noise schedule so that the last step is pure noise (for v prediction).", OBJECTIVE),
+    Field("loss", "choice", "l2", "Measure of the error.", OBJECTIVE, choices=("l2", "huber", "smooth_l1")),
+    Field("huber_c", "float", 0.1, "Where huber and smooth_l1 turn from square to straight.", OBJECTIVE, minimum=0.0001, maximum=10),
+    Field("huber_schedule", "choice", "snr", "How huber_c changes with the timestep.", OBJECTIVE, choices=("constant", "exponential", "snr")),
+    Field("timestep_min", "int", 0, "First timestep that is trained.", OBJECTIVE, minimum=0, maximum=999),
+    Field("timestep_max", "int", 999, "Last timestep that is trained.", OBJECTIVE, minimum=0, maximum=999),
+    Field("timestep_sampling", "choice", "uniform", "Which timesteps are drawn more often.", OBJECTIVE, choices=TIMESTEP_SAMPLING),
+    Field("sample_latents", "bool", True, "Draw latents from the autoencoder's distribution instead of its mean.", OBJECTIVE),
+    # --- memory
+    Field("device", "text", "auto", "Where to train: auto, cpu, cuda, cuda:1, mps.", MEMORY),
+    Field("precision", "choice", "auto", "Number format of the computation.", MEMORY, choices=PRECISIONS),
+    Field("base_dtype", "choice", "auto", "Number format in which the frozen base is kept.", MEMORY, choices=("auto", "fp32", "bf16", "fp16", "fp8")),
+    Field("gradient_checkpointing", "choice", "auto", "Compute parts twice to save memory.", MEMORY, choices=("auto", "on", "off")),
+    Field("vae_batch_size", "int", 1, "Pictures that are encoded at once while the cache is made.", MEMORY, minimum=1, maximum=64),
+    Field("threads", "int", 0, "CPU threads; 0 means all.", MEMORY, minimum=0, maximum=1024),
+    # --- watching
+    Field("sample_prompts", "list", [], "Prompts that are drawn while training.", WATCHING, level=BEGINNER),
+    Field("negative_prompt", "text", "", "Negative prompt of the sample pictures.", WATCHING),
+    Field("sample_every", "int", 0, "Draw the sample prompts every so many steps; 0 means each epoch's end is used instead.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
+    Field("sample_every_epochs", "int", 0, "Draw the sample prompts every so many epochs; 0 is off.", WATCHING, minimum=0, maximum=100000, unit="epochs"),
+    Field("sample_steps", "int", 20, "Sampling steps of a sample picture.", WATCHING, minimum=1, maximum=200),
+    Field("sample_cfg", "float", 7.0, "How closely a sample picture follows its prompt.", WATCHING, minimum=1, maximum=50),
+    Field("sample_seed", "int", 42, "Seed of the sample pictures.", WATCHING, minimum=0, maximum=2**63 - 1),
+    Field("validate_every", "int", 0, "Measure on the held-out pictures every so many steps; 0 means at the start and the end only.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
+    Field("validation_draws", "int", 4, "Noise draws per held-out picture.", WATCHING, minimum=1, maximum=100),
+    Field("tensorboard", "bool", False, "Write a TensorBoard log into the run folder.", WATCHING),
+    # --- files
+    Field("save_every", "int", 0, "Save the result every so many steps as well; 0 is off.", FILES, minimum=0, maximum=1000000, unit="steps"),
+    Field("save_every_epochs", "int", 0, "Save the result every so many epochs as well; 0 is off.", FILES, minimum=0, maximum=100000, unit="epochs"),
+    Field("state_every", "int", 100, "Keep a state to resume from every so many steps.", FILES, minimum=1, maximum=1000000, unit="steps"),
+    Field("save_dtype", "choice", "fp16", "Number format of the file.", FILES, choices=("fp16", "bf16", "fp32")),
+    Field("file_format", "choice", "kohya", "Key names of the file: kohya (every WebUI), diffusers or peft.", FILES, choices=("kohya", "diffusers", "peft"), methods=_ADAPTER),
+)  # fmt: skip
+
+BLOCKS = ("down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3", "text", "text_2")
+
+
+def fields_for(method: str) -> tuple[Field, ...]:
+    """The options of one method, in the table's order."""
+    return tuple(option for option in FIELDS if option.is_for(method))
+
+
+_FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+
+
+def name_problem(name: str) -> str | None:
+    """Why `name` cannot be the name of a result, on any system; None when it can."""
+    if not name.strip():
+        return "name: is empty; give the result a name, for example name: my-style."
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return f"name: {name!r} holds a path; give the name alone, the file is written into the run folder."
+    if _FORBIDDEN_IN_NAMES.search(name) or name != name.strip() or name.endswith("."):
+        return f'name: {name!r} has characters that a file name or a prompt tag cannot hold (< > : " | ? * or an end blank).'
+    if name.split(".")[0].lower() in _WINDOWS_DEVICES:
+        return f"name: {name!r} is a device's name on Windows; choose another."
+    if len(name.encode("utf-8")) > 200:
+        return "name: is longer than a file name can be; use at most 200 bytes."
+    return None
+
+
+def rules(job: Job) -> Iterator[str]:
+    """Problems that only show when several options are seen together."""
+    problem = name_problem(job.name)
+    if problem:
+        yield problem
+    if not job.base:
+        yield "base: is empty; name the model to start from (a .safetensors file or a diffusers folder)."
+    if not job.data:
+        yield "data: is empty; name the folder with the pictures."
+    if job.steps is None and job.epochs is None:
+        yield "steps: give steps or epochs, so that the run knows when to end."
+    if job.steps is not None and job.epochs is not None:
+        yield f"steps: both steps ({job.steps}) and epochs ({job.epochs}) are given; give one of them."
+    if job.timestep_min > job.timestep_max:
+        yield f"timestep_min: {job.timestep_min} is above timestep_max ({job.timestep_max})."
+    if job.bucket_min > job.bucket_max:
+        yield f"bucket_min: {job.bucket_min} is above bucket_max ({job.bucket_max})."
+    if job.debiased and job.min_snr_gamma:
+        yield "debiased: cannot be used together with min_snr_gamma; set min_snr_gamma to 0."
+    if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
+        yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."
+    yield from _block_problems(job)
+
+
+def _block_problems(job: Job) -> Iterator[str]:
+    from trainers.errors import did_you_mean
+
+    for option in ("block_ranks", "block_lrs"):
+        for block, value in (job.get(option) or {}).items():
+            if block not in BLOCKS:
+                yield f"{option}: {block!r} is not a block; blocks are {', '.join(BLOCKS)}." + did_you_mean(
+                    block, BLOCKS
+                )
+            elif value < 0 or (option == "block_ranks" and value != int(value)):
+                yield f"{option}: {block}={value:g} will not do; it takes a number of at least 0."
