@@ -1,0 +1,1 @@
+"""How the embedded base model and the bundled pictures are made (see assets/base/RECIPE.md)."""
