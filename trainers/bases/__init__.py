@@ -1,0 +1,1 @@
+"""Base models: finding out what a file is, and loading it into diffusers and transformers modules."""

@@ -1,0 +1,1 @@
+"""Tools that look at and change files; none of them trains."""
