@@ -184,9 +184,25 @@ def rules(job: Job) -> Iterator[str]:
         yield f"bucket_min: {job.bucket_min} is above bucket_max ({job.bucket_max})."
     if job.debiased and job.min_snr_gamma:
         yield "debiased: cannot be used together with min_snr_gamma; set min_snr_gamma to 0."
+    if job.zero_terminal_snr and job.prediction == "epsilon":
+        yield "zero_terminal_snr: needs a model that predicts v, but prediction is epsilon; turn zero_terminal_snr off."
+    if job.adaptive_noise_offset and not job.noise_offset:
+        yield "adaptive_noise_offset: changes the noise offset, but noise_offset is 0; give noise_offset a value."
+    yield from _single_rate_problems(job)
     if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
         yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."
     yield from _block_problems(job)
+
+
+def _single_rate_problems(job: Job) -> Iterator[str]:
+    """Prodigy estimates one learning rate for all it trains, and refuses parts with rates of their own."""
+    if job.optimizer != "prodigy":
+        return
+    if job.get("block_lrs"):
+        yield "block_lrs: prodigy finds one learning rate for everything; leave block_lrs empty, or use adamw."
+    rate = 1.0 if job.learning_rate is None else job.learning_rate
+    if job.text_encoder_lr not in (None, 0, rate):
+        yield "text_encoder_lr: prodigy finds one learning rate for everything; leave text_encoder_lr empty, or use adamw."
 
 
 def _block_problems(job: Job) -> Iterator[str]:

@@ -1,0 +1,74 @@
+"""Which device and which number format a run computes with."""
+
+from __future__ import annotations
+
+import torch
+
+from trainers.errors import InputError, did_you_mean
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+
+
+def _available(kind: str) -> bool:
+    if kind == "cpu":
+        return True
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    backend = torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
+    return backend is not None and backend.is_available()
+
+
+def device_for(wanted: str) -> torch.device:
+    """The device named by the option `device`; "auto" takes the best one there is.
+
+    Raises InputError for a name that is none, and for a device that this machine or this torch does not have.
+    """
+    if wanted == "auto":
+        kind = next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _available(kind))
+        return torch.device(kind)
+    kind, _, number = wanted.strip().lower().partition(":")
+    if kind not in DEVICE_TYPES or (number and not number.isdigit()):
+        hint = did_you_mean(kind, ("auto", *DEVICE_TYPES))
+        raise InputError(f"device: {wanted!r} is no device; use auto, cpu, cuda, cuda:1, mps or xpu.{hint}")
+    if not _available(kind):
+        raise InputError(f"device: {wanted!r} was asked for, but torch finds no such device here; use auto or cpu.")
+    if number:
+        count = getattr(torch, kind).device_count() if kind in ("cuda", "xpu") else 1
+        if int(number) >= count:
+            raise InputError(f"device: {wanted!r} was asked for, but there are only {count} (counted from 0).")
+        return torch.device(kind, int(number))
+    return torch.device(kind)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware (torch also emulates it, slowly, and calls that supported)."""
+    if device.type == "cuda":
+        if torch.version.hip:
+            return torch.cuda.is_bf16_supported()
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "xpu"
+
+
+def resolve(precision: str, device: torch.device) -> torch.dtype:
+    """The number format the model computes in; "auto" is bf16 or fp16 on CUDA, and fp32 on the CPU and on Apple's GPU.
+
+    The trained parameters are float32 in every case. Raises InputError for fp16 on the CPU.
+    """
+    if precision == "auto":
+        if device.type in ("cuda", "xpu"):
+            return torch.bfloat16 if bf16_is_fast(device) else torch.float16
+        return torch.float32
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision: fp16 cannot be trained on the CPU; use bf16 or fp32.")
+    return DTYPES[precision]
+
+
+def needs_loss_scaling(dtype: torch.dtype) -> bool:
+    """Whether gradients would underflow without a scaled loss: float16 alone has too few exponents."""
+    return dtype == torch.float16
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "fp32", "bf16" or "fp16"."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
