@@ -1,0 +1,215 @@
+"""The cache folder: prepared pictures and text embeddings, written atomically, checked when read.
+
+    <root>/README.txt                     says that the folder may be deleted
+    <root>/index.json                     what is known about files by path (see `trainers.data.index`)
+    <root>/latents/<settings>/<key>.safetensors
+    <root>/text/<settings>/<key>.safetensors
+
+`<settings>` is a hash of the cache key (family, autoencoder or text encoder, dtype), so one family's entries are never
+read for another. Every entry carries a digest of its own data; one that does not agree is made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from trainers.data.walk import CACHE_FOLDER
+from trainers.errors import InputError
+
+_VERSION = "1"
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_README = "Prepared pictures and texts, so that the next training starts at once. This folder can be deleted.\n"
+
+
+def digest(*parts: object) -> str:
+    """A file name (40 hex digits) that depends on all parts."""
+    text = "\x1f".join(map(str, parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The whole file or nothing under `path`; `InputError` when the disk is full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in _FULL:
+            raise InputError(
+                f"The disk that holds the cache {path.parent} is full; "
+                "free some space, or set cache_dir to another disk."
+            ) from None
+        raise InputError(
+            f"The cache {path.parent} cannot be written ({error.strerror or error}); set cache_dir to another folder."
+        ) from None
+
+
+def cache_root(wanted: Path | str | None, data: Path, run_folder: Path | str | None, notes: list[str]) -> Path:
+    """The folder to cache in: `wanted` (the option cache_dir), else beside the data, else in the run folder.
+
+    A `wanted` folder that cannot be written is an `InputError`; a read-only data folder is not.
+    """
+    if wanted:
+        problem = _unwritable(Path(wanted))
+        if problem:
+            raise InputError(f"cache_dir: {wanted} cannot be written ({problem}); name another folder.")
+        return Path(wanted)
+    beside = (data if data.is_dir() else data.parent) / CACHE_FOLDER
+    problem = _unwritable(beside)
+    if not problem:
+        return beside
+    fallback = Path(run_folder) / "cache" if run_folder else Path(tempfile.gettempdir()) / "athanor-cache"
+    second = _unwritable(fallback)
+    if second:
+        raise InputError(f"Neither {beside} ({problem}) nor {fallback} ({second}) can be written; set cache_dir.")
+    notes.append(f"{beside} cannot be written ({problem}), so prepared pictures are kept in {fallback}.")
+    return fallback
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why no file can be written in `folder` (which is made); None when it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        readme = folder / "README.txt"
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if not readme.exists():
+            readme.write_text(_README, encoding="utf-8")
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(f"The disk that holds {folder} is full; free some space, or set cache_dir.") from None
+        return error.strerror or str(error)
+    return None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+    return total.hexdigest()
+
+
+class Entries:
+    """Files of tensors in one folder, one per key."""
+
+    def __init__(self, folder: Path, cache_key: str) -> None:
+        self.folder, self._settings = folder / digest(_VERSION, cache_key)[:16], f"{_VERSION} {cache_key}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"The cache {self.folder} cannot be made ({error.strerror or error}).") from None
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def known(self) -> dict[str, int]:
+        """{key: file size} of all entries, from one listing of the folder."""
+        with os.scandir(self.folder) as entries:
+            return {
+                entry.name.removesuffix(".safetensors"): entry.stat().st_size
+                for entry in entries
+                if entry.name.endswith(".safetensors")
+            }
+
+    def write(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        metadata = {"settings": self._settings, "checksum": _checksum(tensors)}
+        write_atomically(self.path(key), save(tensors, metadata))
+
+    def read(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The entry's tensors; None when it is missing, damaged, or of other settings."""
+        path = self.path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("settings") != self._settings:
+                    return None
+                # Copies: a mapped file could not be replaced on Windows, and would change under us elsewhere.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError):
+            return None
+        return tensors if metadata.get("checksum") == _checksum(tensors) else None
+
+
+class _Texts(Mapping[str, dict[str, torch.Tensor]]):
+    """{text: tensors}, in memory up to a bound and from disk beyond."""
+
+    def __init__(self, entries: Entries, keys: dict[str, str], limit: int) -> None:
+        self._entries, self._keys, self._room = entries, keys, limit
+        self._held: dict[str, dict[str, torch.Tensor]] = {}
+
+    def hold(self, text: str, tensors: dict[str, torch.Tensor]) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if size <= self._room:
+            self._room -= size
+            self._held[text] = tensors
+
+    def __getitem__(self, text: str) -> dict[str, torch.Tensor]:
+        if text in self._held:
+            return self._held[text]
+        key = self._keys[text]
+        tensors = self._entries.read(key)
+        if tensors is None:
+            raise InputError(
+                f"{self._entries.path(key)}: this cached text was damaged or removed; start the run again."
+            )
+        return tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class TextCache:
+    """Text embeddings on disk, keyed by the text and `cache_key` (family, encoder's hash, clip skip, chunks, dtype)."""
+
+    def __init__(self, folder: Path | str, cache_key: str, memory_limit: int = 1 << 30) -> None:
+        self._entries, self._limit = Entries(Path(folder) / "text", cache_key), memory_limit
+
+    def get(
+        self,
+        texts: Iterable[str],
+        encode: Callable[[list[str]], list[Mapping[str, torch.Tensor | None]]],
+        batch_size: int = 16,
+        report: Callable[[int, int, str], None] | None = None,
+    ) -> Mapping[str, dict[str, torch.Tensor]]:
+        """{text: {name: tensor}} for all `texts`; those not cached are given to `encode` in batches and kept.
+
+        `encode` returns one mapping per text; None values are left out. Beyond `memory_limit` bytes the mapping reads
+        from disk at each access.
+        """
+        keys = {text: digest(text) for text in sorted(set(texts))}
+        result = _Texts(self._entries, keys, self._limit)
+        known, missing = self._entries.known(), []
+        for text, key in keys.items():
+            tensors = self._entries.read(key) if key in known else None
+            if tensors is None:
+                missing.append(text)
+            else:
+                result.hold(text, tensors)
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            with torch.no_grad():
+                made = encode(batch)
+            for text, mapping in zip(batch, made, strict=True):
+                tensors = {name: value.detach().cpu() for name, value in mapping.items() if value is not None}
+                self._entries.write(keys[text], tensors)
+                result.hold(text, tensors)
+            if report:
+                report(min(start + batch_size, len(missing)), len(missing), "texts")
+        return result

@@ -1,0 +1,84 @@
+"""What is said about a picture: trigger word, shuffling, tag drop and caption drop, all from keyed randomness."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from trainers.data.picture import Picture
+from trainers.rng import python_random
+from trainers.spec import Job
+
+
+def tags_of(caption: str) -> list[str]:
+    """The comma-separated parts of a caption."""
+    return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """Whether the word stands in the caption by itself, in any case."""
+    pattern = rf"(?<!\w){re.escape(trigger)}(?!\w)" if trigger.isascii() else re.escape(trigger)
+    return re.search(pattern, caption, re.IGNORECASE) is not None
+
+
+def plain_caption(picture: Picture, job: Job) -> str:
+    """The caption with prefix, suffix and trigger word, unshuffled; regularisation pictures get no trigger word."""
+    options = picture.options
+    caption = " ".join(part for part in (options.prefix, picture.caption, options.suffix) if part)
+    trigger = job.trigger.strip()
+    if not trigger or picture.is_regularisation or has_trigger(caption, trigger):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+def varies(picture: Picture) -> bool:
+    """Whether shuffling or tag drop makes different captions of this one."""
+    options = picture.options
+    return options.shuffle_captions or options.tag_drop > 0
+
+
+def caption_for(picture: Picture, variant: int | str, job: Job) -> str:
+    """The caption of one variant: a pure function of (job.seed, picture.key, variant).
+
+    The trigger word and the first `keep_tokens` tags stay in place and are never dropped. Caption drop is decided
+    apart from this, by `is_dropped`.
+    """
+    caption = plain_caption(picture, job)
+    if not varies(picture):
+        return caption
+    options, trigger = picture.options, "" if picture.is_regularisation else job.trigger.strip()
+    tags = tags_of(caption)
+    added = bool(trigger) and not has_trigger(picture.caption, trigger) and bool(tags) and tags[0] == trigger
+    leads = bool(trigger) and bool(tags) and has_trigger(tags[0], trigger)
+    fixed = max(options.keep_tokens + added, int(leads))
+    draw = python_random(job.seed, "caption", picture.key, variant)
+    rest = tags[fixed:]
+    if options.shuffle_captions:
+        draw.shuffle(rest)
+    if options.tag_drop > 0:
+        rest = [tag for tag in rest if draw.random() >= options.tag_drop or (trigger and has_trigger(tag, trigger))]
+    return ", ".join(tags[:fixed] + rest)
+
+
+def variant_texts(picture: Picture, job: Job) -> list[str]:
+    """The texts of all `caption_variants` variants (one where nothing varies)."""
+    return [caption_for(picture, variant, job) for variant in range(variant_count(picture, job))]
+
+
+def variant_count(picture: Picture, job: Job) -> int:
+    return job.caption_variants if varies(picture) else 1
+
+
+def is_dropped(picture: Picture, job: Job, *sample: int | str) -> bool:
+    """Whether this sample (epoch, repeat) sees the empty caption."""
+    share = picture.options.caption_drop
+    return share > 0 and python_random(job.seed, "caption_drop", picture.key, *sample).random() < share
+
+
+def tag_frequency(pictures: Iterable[Picture], job: Job) -> dict[str, dict[str, int]]:
+    """{folder: {tag: number of pictures}} as in kohya's `ss_tag_frequency`: lower case, without repeats."""
+    counts: dict[str, Counter[str]] = {}
+    for picture in pictures:
+        counts.setdefault(picture.folder, Counter()).update(tag.lower() for tag in tags_of(plain_caption(picture, job)))
+    return {folder: dict(tags) for folder, tags in counts.items()}

@@ -1,0 +1,48 @@
+"""Text files as people have them: UTF-8 with and without BOM, UTF-16, GB18030, and Western code pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_GB18030_FOUR = re.compile(rb"[\x81-\xfe][0-9][\x81-\xfe][0-9]")
+_HIGH_RUN = re.compile(rb"[\x80-\xff]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]")
+
+
+class UnreadableText(Exception):
+    """The bytes are no text in any of the known encodings."""
+
+
+def decode_text(data: bytes) -> tuple[str, str]:
+    """(text, name of its encoding); raises `UnreadableText`."""
+    for encoding in _candidates(data):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not _CONTROL.search(text):
+            return text.lstrip("\ufeff"), encoding
+    raise UnreadableText("not text in UTF-8, UTF-16 or GB18030")
+
+
+def _candidates(data: bytes) -> list[str]:
+    if data.startswith(b"\xef\xbb\xbf"):
+        return ["utf-8-sig"]
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ["utf-16"]
+    if b"\0" in data:  # UTF-16 without BOM: plain text has its NULs all on one side
+        return ["utf-16-le", "utf-16-be"] if data[1::2].count(0) >= data[0::2].count(0) else ["utf-16-be", "utf-16-le"]
+    # Western letters stand alone between ASCII ones; Chinese text has bytes above 127 in pairs.
+    runs = _HIGH_RUN.findall(_GB18030_FOUR.sub(b"", data))
+    if runs and all(len(run) == 1 for run in runs):
+        return ["utf-8", "cp1252", "gb18030"]
+    return ["utf-8", "gb18030", "cp1252"]
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """`decode_text` of a file; an unreadable file is an `UnreadableText` too."""
+    try:
+        return decode_text(path.read_bytes())
+    except OSError as error:
+        raise UnreadableText(error.strerror or str(error)) from None

@@ -1,0 +1,98 @@
+"""What is known about files without opening them again: by path, size and time of change, then by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import __version__ as PILLOW_VERSION
+
+from trainers.data.cache import write_atomically
+from trainers.data.images import UnreadablePicture, decode, read_bytes
+
+_VERSION = 1
+# A file that changed this shortly before it was read may change again without its time of change moving.
+_CLOCK_STEP_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """sha256 of a file's content, its size in pixels, whether it has an alpha channel; or why it cannot be used."""
+
+    sha256: str
+    size: tuple[int, int] = (0, 0)
+    has_alpha: bool = False
+    problem: str = ""
+
+
+class FileIndex:
+    """Facts about picture files. Without a `path` it lives in memory only.
+
+    `files`: {path: [size, mtime, ctime, time read, sha256]}; `contents`: {sha256: [width, height, alpha, problem]}.
+    A moved folder costs a hash per file, a known one a `stat` per file, and only new contents are decoded.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._files: dict[str, list] = {}
+        self._contents: dict[str, list] = {}
+        self._changed = False
+        self._read()
+
+    def _read(self) -> None:
+        if self._path is None:
+            return
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            if stored["version"] == [_VERSION, PILLOW_VERSION]:
+                files, contents = stored["files"], stored["contents"]
+                if all(len(row) == 5 for row in files.values()) and all(len(row) == 4 for row in contents.values()):
+                    self._files, self._contents = files, contents
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._changed = True  # missing or damaged: made again from the files
+
+    def save(self) -> None:
+        if self._path is not None and self._changed:
+            stored = {"version": [_VERSION, PILLOW_VERSION], "files": self._files, "contents": self._contents}
+            write_atomically(self._path, json.dumps(stored, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+            self._changed = False
+
+    def facts(self, path: Path) -> Facts:
+        """Facts about one file, decoding it only when its content is new. Safe to call from several threads."""
+        name = os.path.abspath(path)
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            return Facts("", problem=f"the file cannot be opened ({error.strerror or error})")
+        # On Windows ctime is the time of creation, which says nothing about change.
+        stamp = [stat.st_size, stat.st_mtime_ns, 0 if os.name == "nt" else stat.st_ctime_ns]
+        row = self._files.get(name)
+        if row and row[:3] == stamp and max(stamp[1:]) + _CLOCK_STEP_NS < row[3] and row[4] in self._contents:
+            return self._known(row[4])
+        now = time.time_ns()
+        try:
+            data = read_bytes(path)
+        except UnreadablePicture as error:
+            return Facts("", problem=str(error))
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 not in self._contents:
+            self._contents[sha256] = _inspect(data)
+        self._files[name] = [*stamp, now, sha256]
+        self._changed = True
+        return self._known(sha256)
+
+    def _known(self, sha256: str) -> Facts:
+        width, height, alpha, problem = self._contents[sha256]
+        return Facts(sha256, (width, height), alpha, problem)
+
+
+def _inspect(data: bytes) -> list:
+    try:
+        picture, alpha = decode(data)
+    except UnreadablePicture as error:
+        return [0, 0, False, str(error)]
+    return [picture.width, picture.height, alpha is not None, ""]
