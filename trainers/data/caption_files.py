@@ -45,8 +45,9 @@ class CaptionReader:
         return present
 
     def add_metadata(self, path: Path, base: str) -> None:
+        root = normal(self.source.root.resolve().as_posix()).rstrip("/") + "/"
         for name, caption in read_metadata(path).items():
-            key = normal(str(PurePosixPath(base, name)))
+            key = normal(str(PurePosixPath(base, name.removeprefix(root))))
             self.metadata.setdefault(key, caption)
             self.metadata_files.setdefault(key, path)
 

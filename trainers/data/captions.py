@@ -22,12 +22,19 @@ def has_trigger(caption: str, trigger: str) -> bool:
     return re.search(pattern, caption, re.IGNORECASE) is not None
 
 
+def _written(picture: Picture) -> str:
+    options = picture.options
+    return " ".join(part for part in (options.prefix, picture.caption, options.suffix) if part)
+
+
+def _trigger_for(picture: Picture, job: Job) -> str:
+    return "" if picture.is_regularisation else job.trigger.strip()
+
+
 def plain_caption(picture: Picture, job: Job) -> str:
     """The caption with prefix, suffix and trigger word, unshuffled; regularisation pictures get no trigger word."""
-    options = picture.options
-    caption = " ".join(part for part in (options.prefix, picture.caption, options.suffix) if part)
-    trigger = job.trigger.strip()
-    if not trigger or picture.is_regularisation or has_trigger(caption, trigger):
+    caption, trigger = _written(picture), _trigger_for(picture, job)
+    if not trigger or has_trigger(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
@@ -47,11 +54,12 @@ def caption_for(picture: Picture, variant: int | str, job: Job) -> str:
     caption = plain_caption(picture, job)
     if not varies(picture):
         return caption
-    options, trigger = picture.options, "" if picture.is_regularisation else job.trigger.strip()
-    tags = tags_of(caption)
-    added = bool(trigger) and not has_trigger(picture.caption, trigger) and bool(tags) and tags[0] == trigger
-    leads = bool(trigger) and bool(tags) and has_trigger(tags[0], trigger)
-    fixed = max(options.keep_tokens + added, int(leads))
+    options, trigger, tags = picture.options, _trigger_for(picture, job), tags_of(caption)
+    fixed = options.keep_tokens
+    if trigger and not has_trigger(_written(picture), trigger):
+        fixed += len(tags_of(trigger))  # put in front by us, so it does not count as one of the person's tags
+    elif trigger and tags and has_trigger(tags[0], trigger):
+        fixed = max(fixed, 1)
     draw = python_random(job.seed, "caption", picture.key, variant)
     rest = tags[fixed:]
     if options.shuffle_captions:

@@ -330,7 +330,9 @@ class _Scans:
 def _scan_all(job: Job, data: Path, run_folder: Path | str | None, notes: list[str], report: Report | None) -> _Scans:
     """All folders that the job names, with one index of files."""
     if not data.exists():
-        raise InputError(f"data: {data} does not exist.")
+        raise InputError(f"data: {data} does not exist; name the folder with the pictures.")
+    if not data.is_dir() and data.suffix.lower() != ".toml":
+        raise InputError(f"data: {data} is not a folder; name the folder with the pictures or a dataset .toml file.")
     root = cache_root(job.cache_dir, data, run_folder, notes)
     index = FileIndex(root / "index.json")
 
@@ -345,10 +347,10 @@ def _scan_all(job: Job, data: Path, run_folder: Path | str | None, notes: list[s
         training.add(read("regularisation_data", is_regularisation=True, prefix="reg:"))
     held_out, prior = Scan(), Scan()
     if job.validation_data:
-        held_out = read("validation_data", prefix="val:")
+        held_out = read("validation_data", prefix="val:", measured=True)
     if job.prior_data:
         # What is measured on them is the model's own behaviour, so no trigger word and no repeats.
-        prior = read("prior_data", is_regularisation=True, prefix="prior:")
+        prior = read("prior_data", is_regularisation=True, prefix="prior:", measured=True)
     index.save()
     for each in (held_out, prior):
         training.skipped += each.skipped

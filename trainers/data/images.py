@@ -48,7 +48,7 @@ def load_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
 
 
 def decode(data: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """As `load_picture`, from the file's bytes."""
+    """As `load_picture`, from the file's bytes; `MemoryError` passes through."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             _check_size(opened.size)
@@ -62,7 +62,7 @@ def decode(data: bytes) -> tuple[Image.Image, Image.Image | None]:
     except Image.UnidentifiedImageError:
         raise UnreadablePicture("it is not a picture that can be read, or it is damaged") from None
     except MemoryError:
-        raise UnreadablePicture("there is not enough memory to read it") from None
+        raise
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadablePicture(f"it is damaged or cut short ({error})") from None
 

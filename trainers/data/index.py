@@ -80,7 +80,10 @@ class FileIndex:
             return Facts("", problem=str(error))
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 not in self._contents:
-            self._contents[sha256] = _inspect(data)
+            try:
+                self._contents[sha256] = _inspect(data)
+            except MemoryError:  # not a fact about the file, so it is not kept
+                return Facts("", problem="there is not enough memory to read it")
         self._files[name] = [*stamp, now, sha256]
         self._changed = True
         return self._known(sha256)

@@ -49,6 +49,7 @@ def scan(
     index: FileIndex | None = None,
     is_regularisation: bool = False,
     prefix: str = "",
+    measured: bool = False,
     report: Report | None = None,
 ) -> Scan:
     """All pictures of a folder, or of the folders that a kohya dataset `.toml` names.
@@ -63,7 +64,7 @@ def scan(
         sources, options, notes = read_dataset_file(folder, job)
     else:
         _refuse_cache(folder)
-        sources, options, notes = [Source.of(folder, job, is_regularisation, prefix)], {}, []
+        sources, options, notes = _folder_sources(folder, job, is_regularisation, prefix, measured)
     total = Scan(options=options, notes=notes)
     for source in sources:
         total.add(scan_source(source, job, index, report))
@@ -72,8 +73,29 @@ def scan(
     return total
 
 
+def _folder_sources(
+    folder: Path, job: Job, is_regularisation: bool, prefix: str, measured: bool
+) -> tuple[list[Source], dict[str, object], list[str]]:
+    """The folder itself; or, where it is laid out as kohya's GUI does, its `img` and `reg` folders."""
+    if is_regularisation or measured or not _has_kohya_folders(folder / "img"):
+        return [Source.of(folder, job, is_regularisation, prefix, measured)], {}, []
+    sources = [Source.of(folder / "img", job, prefix="img/")]
+    notes = [f"{folder} is laid out as kohya's GUI does: the pictures are taken from its folder img."]
+    if _has_kohya_folders(folder / "reg") and not job.regularisation_data:
+        sources.append(Source.of(folder / "reg", job, is_regularisation=True, prefix="reg:"))
+        notes = [notes[0][:-1] + ", the regularisation pictures from reg."]
+    return sources, {}, notes
+
+
+def _has_kohya_folders(folder: Path) -> bool:
+    try:
+        return any(entry.is_dir() and _KOHYA_FOLDER.match(entry.name) for entry in os.scandir(folder))
+    except OSError:
+        return False
+
+
 def _refuse_cache(folder: Path) -> None:
-    if CACHE_FOLDER in folder.parts:
+    if CACHE_FOLDER in folder.resolve().parts or ((folder / "index.json").exists() and (folder / "latents").is_dir()):
         raise InputError(
             f"data: {folder} is a cache of prepared pictures; name the folder with the pictures themselves."
         )
@@ -196,22 +218,26 @@ def _missing_captions(pictures: list[Picture], source: Source, reader: CaptionRe
         for picture in pictures
         if not picture.caption_path and (not picture.class_name or picture.folder in captioned)
     ]
-    if not missing or not (captioned or reader.undecodable):
-        return [] if not missing else [f"None of the {len(missing)} pictures in {source.root} has a caption."]
+    if not missing or (not source.extensions and not source.metadata):
+        return []
+    if not (captioned or reader.undecodable):
+        return [f"None of the {len(missing)} pictures in {source.root} has a caption."]
     few = first_few((picture.key for picture in missing), 5)
     if source.allow_missing_captions:
         return [f"{len(missing)} of {len(pictures)} pictures have no caption: {few}."]
-    unreadable = f" (not readable as text: {first_few(reader.undecodable)})" if reader.undecodable else ""
+    why = "have no caption while others do"
+    if reader.undecodable:
+        why = f"have no readable caption (not text: {first_few(reader.undecodable)})"
     raise InputError(
-        f"data: {len(missing)} of {len(pictures)} pictures in {source.root} have no caption while others do: "
-        f"{few}{unreadable}; add the captions, or set allow_missing_captions: true."
+        f"data: {len(missing)} of {len(pictures)} pictures in {source.root} {why}: {few}; "
+        "add the captions, or set allow_missing_captions: true."
     )
 
 
 def _note_masks(source: Source, result: Scan) -> None:
-    wanted = source.options.masks
+    wanted = source.options.masks if not source.is_regularisation else "auto"
     with_file = [picture for picture in result.pictures if picture.mask_path]
-    if wanted == "none" and with_file:
+    if wanted == "none" and with_file and not source.prefix.startswith(("val:", "prior:")):
         result.notes.append(f"{len(with_file)} mask files are not used because masks is none.")
     elif wanted == "files" and not with_file and result.pictures:
         raise InputError(f"masks: files, but no picture in {source.root} has a mask (name{MASK_SUFFIX}.png beside it).")

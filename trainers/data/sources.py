@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainers.data.picture import PictureOptions
@@ -39,11 +39,15 @@ class Source:
     allow_missing_captions: bool = False
 
     @staticmethod
-    def of(folder: Path, job: Job, is_regularisation: bool = False, prefix: str = "") -> Source:
-        """The source that a job's option means: all options are the job's own."""
+    def of(folder: Path, job: Job, is_regularisation: bool = False, prefix: str = "", measured: bool = False) -> Source:
+        """The source that a job's option means: all options are the job's own.
+
+        `measured` pictures (validation, prior) are compared whole, so their masks are not read.
+        """
+        options = PictureOptions.of(job)
         return Source(
             root=folder,
-            options=PictureOptions.of(job),
+            options=replace(options, masks="none") if measured else options,
             prefix=prefix,
             repeats=job.repeats if not is_regularisation else None,
             extensions=_EXTENSIONS[job.captions],
