@@ -31,8 +31,8 @@ def _candidates(data: bytes) -> list[str]:
         return ["utf-8-sig"]
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return ["utf-16"]
-    if b"\0" in data:  # UTF-16 without BOM: plain text has its NULs all on one side
-        return ["utf-16-le", "utf-16-be"] if data[1::2].count(0) >= data[0::2].count(0) else ["utf-16-be", "utf-16-le"]
+    if b"\0" in data:  # UTF-16 without BOM: the NULs of plain text are the high halves of its characters
+        return ["utf-16-le"] if data[1::2].count(0) > data[0::2].count(0) else ["utf-16-be"]
     # Western letters stand alone between ASCII ones; Chinese text has bytes above 127 in pairs.
     runs = _HIGH_RUN.findall(_GB18030_FOUR.sub(b"", data))
     if runs and all(len(run) == 1 for run in runs):
