@@ -10,7 +10,9 @@ from pathlib import Path
 from installer.environment import ROOT
 from installer.processes import clean_environment
 
-_CONTRACTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+_CONTRACTS = (
+    "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+)
 
 
 def run_checks(python: Path, pytest_arguments: Sequence[str]) -> int:
