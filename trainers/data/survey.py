@@ -1,0 +1,63 @@
+"""What a job will train on, found before anything is loaded or any run folder is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.data.cache import cache_root
+from trainers.data.index import FileIndex
+from trainers.data.picture import first_few
+from trainers.data.scan import Scan, scan
+from trainers.errors import InputError
+from trainers.spec import Job
+
+FOLDERS = (("data", "to train on"), ("regularisation_data", "for regularisation"),
+           ("validation_data", "held out"), ("prior_data", "unrelated"))  # fmt: skip
+
+
+@dataclass
+class Survey:
+    """What each folder of the job holds."""
+
+    scans: dict[str, Scan]
+
+    def lines(self) -> Iterator[str]:
+        """For a person: counts, captions, what is skipped and why, notes."""
+        for option, purpose in FOLDERS:
+            if option not in self.scans:
+                continue
+            found = self.scans[option]
+            captioned = sum(picture.caption_path is not None for picture in found.pictures)
+            yield f"{len(found.pictures)} pictures {purpose}, {captioned} with captions."
+            if found.skipped:
+                reasons = first_few(f"{skipped.path.name} ({skipped.reason})" for skipped in found.skipped)
+                yield f"{len(found.skipped)} files are skipped: {reasons}."
+            yield from found.notes
+
+
+def survey(job: Job, *, remember: bool = False) -> Survey:
+    """Read every folder that the job names; `remember` keeps what was found for the run that follows.
+
+    Raises:
+        InputError: a folder is missing, empty, or its captions are incomplete; the sentence names the option.
+    """
+    index = FileIndex()
+    if remember:
+        data = Path(job.data)
+        if not data.exists():
+            raise InputError(f"data: {data} does not exist; name the folder with the pictures.")
+        index = FileIndex(cache_root(job.cache_dir, data, None, []) / "index.json")
+    scans = {}
+    for option, _ in FOLDERS:
+        if not job[option]:
+            continue
+        measured = option in ("validation_data", "prior_data")
+        aside = option in ("regularisation_data", "prior_data")
+        try:
+            scans[option] = scan(job[option], job, index=index, is_regularisation=aside, measured=measured)
+        except InputError as error:
+            raise InputError(*(text.replace("data:", f"{option}:", 1) for text in error.problems)) from None
+    index.save()
+    return Survey(scans)

@@ -1,0 +1,330 @@
+"""The loop that every method shares: steps, what happens between them, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.engine import lr_schedules, optimizers, sampling, state
+from trainers.engine.session import Session
+from trainers.engine.state import Counters
+from trainers.engine.step import micro_step
+from trainers.engine.validation import held_out_loss
+from trainers.engine.writing import result_metadata
+from trainers.events import take_commands
+
+SKIPS_BEFORE_ROLLBACK = 3
+ROLLBACKS_BEFORE_GIVING_UP = 3
+ROLLBACK_LR_FACTOR = 0.5
+STOP, SAVE, SAMPLE = 1, 2, 4
+COMMAND_BITS = {"stop": STOP, "save": SAVE, "sample": SAMPLE}
+
+
+class Diverged(Exception):
+    """The loss stayed non-finite after every way back was tried."""
+
+
+class Loop:
+    """Runs a session to its end, a stop, or a failure."""
+
+    def __init__(self, session: Session, show: Any) -> None:
+        self.s, self.show = session, show
+        self.counters = Counters()
+        self.resumed_from: int | None = None
+        self.stop_asked = False
+        self._base_rates = [group["lr"] for group in session.optimizer.param_groups]
+        self._step_seconds: list[float] = []
+        self._tensorboard = None
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Any]:
+        content = {"weights": self.s.trainable.tensors(), "optimizer": self.s.optimizer.state_dict()}
+        if self.s.ema:
+            content["ema"] = self.s.ema.state_dict()
+        if self.s.scaler:
+            content["scaler"] = self.s.scaler.state_dict()
+        return content
+
+    def _load(self, tensors: dict[str, Any]) -> None:
+        with torch.no_grad():
+            live = self.s.trainable.tensors()
+            for name, saved in tensors["weights"].items():
+                live[name].copy_(saved)
+        self.s.optimizer.load_state_dict(tensors["optimizer"])
+        if self.s.ema:
+            self.s.ema.load_state_dict(tensors["ema"])
+        if self.s.scaler:
+            self.s.scaler.load_state_dict(tensors["scaler"])
+
+    def resume(self) -> None:
+        """Go on from the newest state, if there is one."""
+        found = state.load_state(self.s.folder.states, self.s.device)
+        if found is not None:
+            self.counters, tensors = found
+            self._load(tensors)
+            self.resumed_from = self.counters.step
+
+    def save_state(self) -> None:
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.s.trainable.tensors().values()):
+            raise Diverged("the trained weights are no longer finite")
+        if self.s.world.is_main:
+            state.save_state(self.s.folder.states, self.counters, self._tensors())
+            self.s.events.emit("saved", step=self.counters.step, kind="state", path="state/current")
+        self.s.world.wait()
+
+    # --- results -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _best_weights(self) -> Iterator[None]:
+        """The weights that are measured, drawn with and saved: the average where there is one. The training weights
+        come back bit for bit."""
+        averaged = self.s.ema.averaged(self.s.parameters()) if self.s.ema else nullcontext()
+        with optimizers.evaluation_weights(self.s.optimizer, self.s.parameters()), averaged:
+            yield
+
+    def write_result(self, kind: str) -> Path:
+        step = None if kind == "result" else self.counters.step
+        path = self.s.folder.result(self.s.job, step)
+        if self.s.world.is_main:
+            with self._best_weights():
+                self.s.trainable.save(path, result_metadata(self.s, self.counters.step))
+            self.s.events.emit("saved", step=self.counters.step, kind=kind, path=path.name)
+        return path
+
+    def validate(self) -> None:
+        """Measure on the held-out and the unrelated pictures; the base's own losses are measured once."""
+        if not self.s.world.is_main:
+            return
+        sets = {"loss": self.s.validation, "prior_loss": self.s.prior}
+        sets = {name: items for name, items in sets.items() if items}
+        if not sets:
+            return
+        baseline = self.counters.baseline
+        if not baseline:
+            with self.s.trainable.without():
+                baseline.update({name: self._measure(items) for name, items in sets.items()})
+        with self._best_weights():
+            now = {name: self._measure(items) for name, items in sets.items()}
+        fields = {**now, **{name.replace("loss", "base_loss"): value for name, value in baseline.items()}}
+        self.s.events.emit("validation", step=self.counters.step, **_finite(fields))
+        self._log_scalars({f"validation/{name}": value for name, value in fields.items()})
+        self.show.line(_validation_text(self.counters.step, fields))
+
+    def _measure(self, items: list[Any]) -> float:
+        return held_out_loss(
+            items,
+            self.s.predict,
+            prediction=self.s.job.prediction,
+            alphas_cumprod=self.s.models.base.alphas_cumprod.cpu(),
+            draws=self.s.job.validation_draws,
+        )
+
+    def draw_samples(self) -> None:
+        job = self.s.job
+        if not job.sample_prompts or not self.s.world.is_main:
+            return
+        self.s.folder.samples.mkdir(exist_ok=True)
+        self.s.models.need_vae()
+        side = job.resolution // 8 * 8
+        with self._best_weights(), self.s.autocast():
+            for number, prompt in enumerate(job.sample_prompts):
+                picture = sampling.draw_one(
+                    self.s.models.base, self.s.conditioner, prompt, seed=job.sample_seed + number, size=(side, side),
+                    steps=job.sample_steps, cfg=job.sample_cfg, negative=job.negative_prompt,
+                )  # fmt: skip
+                path = self.s.folder.samples / f"{self.counters.step:06d}-{number:02d}.png"
+                sampling.save_png(picture, path)
+                self.s.events.emit(
+                    "sample",
+                    step=self.counters.step,
+                    path=f"samples/{path.name}",
+                    prompt=prompt,
+                    seed=job.sample_seed + number,
+                )
+        self.s.models.park_vae()
+
+    # --- the steps ---------------------------------------------------------------------------------------------
+
+    def _set_rates(self) -> float:
+        job, counters = self.s.job, self.counters
+        factor = lr_schedules.factor(
+            counters.step, self.s.total_steps, lr_schedules.kind_for(job), job.warmup, job.cycles
+        )
+        for group, rate in zip(self.s.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor * counters.lr_scale
+        return factor
+
+    def _gradients(self) -> tuple[float, float, float]:
+        """Gradients of one step over all its batches and processes; (loss, plain loss, gradient norm)."""
+        self.s.optimizer.zero_grad(set_to_none=True)
+        accumulate = self.s.job.gradient_accumulation
+        learned = plain = 0.0
+        for part in range(accumulate):
+            one = micro_step(self.s, self.counters.step * accumulate + part)
+            learned, plain = learned + one[0] / accumulate, plain + one[1] / accumulate
+        parameters = self.s.parameters()
+        self.s.world.sum_gradients(parameters)
+        learned, plain = self.s.world.sum(learned, plain)
+        if self.s.scaler:
+            self.s.scaler.unscale_(self.s.optimizer)
+        limit = self.s.job.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit).item()
+        return learned, plain, norm
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        self._set_rates()
+        learned, plain, norm = self._gradients()
+        if math.isfinite(learned) and math.isfinite(norm):
+            self._apply()
+            self.counters.skipped_in_a_row = 0
+            self.counters.step += 1
+            self._report_step(learned, plain, norm, time.perf_counter() - started)
+        else:
+            self._skip("loss" if not math.isfinite(learned) else "gradient")
+
+    def _apply(self) -> None:
+        if self.s.scaler:
+            self.s.scaler.step(self.s.optimizer)
+            self.s.scaler.update()
+        else:
+            self.s.optimizer.step()
+        if self.s.ema:
+            self.s.ema.update(self.s.parameters())
+
+    def _skip(self, what: str) -> None:
+        """A non-finite step changes nothing. Several in a row go back to the last good state with a lower rate."""
+        counters = self.counters
+        if self.s.scaler:  # an overflow of the scaled loss is usual: the scale shrinks and the run goes on
+            self.s.scaler.update()
+        self.s.optimizer.zero_grad(set_to_none=True)
+        counters.step += 1
+        counters.skipped += 1
+        counters.skipped_in_a_row += 1
+        why = f"the {what} was not finite"
+        self.s.events.emit("skipped", step=counters.step, why=why)
+        self.show.line(f"Step {counters.step} changed nothing: {why}.")
+        limit = SKIPS_BEFORE_ROLLBACK if not self.s.scaler else 10 * SKIPS_BEFORE_ROLLBACK
+        if counters.skipped_in_a_row >= limit:
+            self._roll_back(f"{counters.skipped_in_a_row} steps in a row, {why}")
+
+    def _roll_back(self, why: str) -> None:
+        rollbacks, at = self.counters.rollbacks + 1, self.counters.step
+        if rollbacks > ROLLBACKS_BEFORE_GIVING_UP:
+            raise Diverged(why)
+        lr_scale = self.counters.lr_scale * ROLLBACK_LR_FACTOR
+        found = state.load_state(self.s.folder.states, self.s.device)
+        if found is None:
+            raise Diverged(why)
+        self.counters, tensors = found
+        self._load(tensors)
+        self.counters.rollbacks, self.counters.lr_scale = rollbacks, lr_scale
+        self.counters.skipped_in_a_row = 0
+        self.save_state()
+        self.s.events.emit("rollback", step=at, to_step=self.counters.step, lr_scale=lr_scale, why=why)
+        self.show.line(
+            f"Went back from step {at} to step {self.counters.step}: {why}. The learning rate is now {lr_scale:g} "
+            "of what was asked for."
+        )
+
+    def _report_step(self, learned: float, plain: float, norm: float, seconds: float) -> None:
+        counters = self.counters
+        average = counters.loss_average
+        counters.loss_average = plain if average is None else average + (plain - average) * 0.02
+        self._step_seconds = [*self._step_seconds[-19:], seconds]
+        pace = sorted(self._step_seconds)[len(self._step_seconds) // 2]
+        eta = pace * (self.s.total_steps - counters.step)
+        rates = {f"{i}:{group.get('name', '')}": group["lr"] for i, group in enumerate(self.s.optimizer.param_groups)}
+        fields = {"loss": plain, "weighted_loss": learned, "loss_average": counters.loss_average, "grad_norm": norm}
+        epoch = (counters.step - 1) // self.s.steps_per_epoch + 1
+        self.s.events.emit(
+            "step", step=counters.step, steps=self.s.total_steps, epoch=epoch, **_finite(fields), lr=rates,
+            seconds=round(seconds, 4), eta=round(eta, 1),
+        )  # fmt: skip
+        self._log_scalars({f"train/{name}": value for name, value in fields.items()})
+        self.show.step(counters.step, self.s.total_steps, counters.loss_average, eta)
+
+    def _log_scalars(self, values: dict[str, float]) -> None:
+        if not self.s.job.tensorboard or not self.s.world.is_main:
+            return
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.s.folder.path / "tensorboard"))
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, self.counters.step)
+
+    # --- between the steps -------------------------------------------------------------------------------------
+
+    def _due(self, every: int, every_epochs: int = 0) -> bool:
+        step = self.counters.step
+        by_epoch = every_epochs * self.s.steps_per_epoch
+        return bool((every and step % every == 0) or (by_epoch and step % by_epoch == 0))
+
+    def _commands(self) -> int:
+        """What was asked for through the run folder or a signal, the same in every process."""
+        bits = 0
+        if self.s.world.is_main:
+            for command in take_commands(self.s.folder.path):
+                bits |= COMMAND_BITS[command]
+            bits |= STOP if self.stop_asked else 0
+        return self.s.world.from_main(bits)
+
+    def _between_steps(self) -> bool:
+        """What is due after a step; True when the run was asked to stop."""
+        job, asked = self.s.job, self._commands()
+        if self._due(job.validate_every):
+            self.validate()
+        if asked & SAMPLE or self._due(job.sample_every, job.sample_every_epochs):
+            self.draw_samples()
+        if asked & (SAVE | STOP) or self._due(job.save_every, job.save_every_epochs):
+            self.write_result("intermediate")
+        if asked & (SAVE | STOP) or self._due(job.state_every):
+            self.save_state()
+        return bool(asked & STOP)
+
+    def run(self) -> str:
+        """Train to the end: "done", or "stopped" when that was asked for. Raises `Diverged`."""
+        job, total = self.s.job, self.s.total_steps
+        began = time.monotonic()
+        self.s.events.emit("start", method=job.method, name=job.name, steps=total, resumed_from=self.resumed_from)
+        if self.resumed_from is None:
+            self.save_state()  # something to go back to before the first state is due
+            self.validate()
+            self.draw_samples()
+        elif not self.counters.baseline:
+            self.validate()
+        while self.counters.step < total:
+            self._step()
+            if self.counters.step < total and self._between_steps():
+                self.s.events.emit("stopped", step=self.counters.step)
+                return "stopped"
+        self.validate()
+        self.draw_samples()
+        path = self.write_result("result")
+        self.save_state()
+        self.s.events.emit("done", step=total, path=path.name, seconds=round(time.monotonic() - began, 3))
+        return "done"
+
+
+def _finite(fields: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in fields.items()}
+
+
+def _validation_text(step: int, fields: dict[str, float]) -> str:
+    parts = (
+        [f"Step {step}: held-out loss {fields['loss']:.4f} (base {fields['base_loss']:.4f})"]
+        if "loss" in fields
+        else []
+    )
+    if "prior_loss" in fields:
+        parts.append(f"unrelated pictures {fields['prior_loss']:.4f} (base {fields['prior_base_loss']:.4f})")
+    return ", ".join(parts)

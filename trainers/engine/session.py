@@ -1,0 +1,222 @@
+"""Everything one run needs, made ready in the order that costs least memory and time:
+check, plan, cache pictures, cache captions, load the UNet, place the trainable parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.bases.detect import BaseInfo, inspect_base
+from trainers.data.cache import TextCache
+from trainers.data.dataset import Dataset, prepare
+from trainers.engine import memory, objectives, optimizers, precision
+from trainers.engine.conditioning import Conditioner
+from trainers.engine.ema import Ema
+from trainers.engine.models import Models
+from trainers.engine.runfolder import RunFolder
+from trainers.engine.world import World
+from trainers.errors import InputError
+from trainers.events import EventLog
+from trainers.formats.families import FAMILIES, Family
+from trainers.methods import Trainable, setup_for
+from trainers.spec import Job
+
+Report = Callable[[int, int, str], None]
+
+
+def complete(job: Job, info: BaseInfo) -> Job:
+    """The job with every value that depends on the base filled in; what was given stays."""
+    family = FAMILIES[info.family]
+    rate = job.learning_rate
+    if rate is None:
+        rate = optimizers.default_learning_rate(job, info.family)
+    changes: dict[str, Any] = {
+        "family": info.family,
+        "prediction": info.prediction if job.prediction == "auto" else job.prediction,
+        "resolution": job.resolution or stated_resolution(info) or family.resolution,
+        "clip_skip": job.clip_skip or family.default_clip_skip,
+        "learning_rate": rate,
+    }
+    if job.text_encoder_lr is None:
+        changes["text_encoder_lr"] = optimizers.default_text_encoder_lr(job.replace(learning_rate=rate), info.family)
+    if "rank" in job:
+        changes["alpha"] = job.alpha if job.alpha is not None else job.rank / 2
+        if job.conv_rank and job.conv_alpha is None:
+            changes["conv_alpha"] = job.conv_rank / 2
+    done = job.replace(**changes)
+    problem = objectives.zero_terminal_snr_problem(done.prediction, done.zero_terminal_snr)
+    if problem:
+        raise InputError(problem)
+    return done
+
+
+def stated_resolution(info: BaseInfo) -> int | None:
+    """The side a base's own metadata name (ModelSpec's `resolution`, as 1024x1024), or None."""
+    side = info.metadata.get("modelspec.resolution", "").partition("x")[0]
+    return int(side) if side.isdigit() and 64 <= int(side) <= 4096 else None
+
+
+def check_base(job: Job) -> tuple[Job, BaseInfo]:
+    """The complete job and what is known of its base; reads headers only."""
+    info = inspect_base(Path(job.base), family=job.family)
+    return complete(job, info), info
+
+
+@dataclass
+class Session:
+    """The parts of one run; `loop.Loop` drives them."""
+
+    job: Job
+    info: BaseInfo
+    folder: RunFolder
+    world: World
+    events: EventLog
+    say: Callable[[str], None]
+    device: torch.device
+    dtype: torch.dtype
+    models: Models
+    dataset: Dataset
+    validation: list[Any]
+    prior: list[Any]
+    conditioner: Conditioner
+    trainable: Trainable
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    alphas_cumprod: torch.Tensor
+    scaler: Any = None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.job.family]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.dataset.batches_per_epoch // self.job.gradient_accumulation)
+
+    @property
+    def total_steps(self) -> int:
+        return self.job.steps or self.job.epochs * self.steps_per_epoch
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, captions: list[str], time_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """The UNet's answer [B, 4, h, w] for noisy latents [B, 4, h, w] under their captions."""
+        with self.autocast():
+            hidden, pooled = self.conditioner(captions)
+            extra = {}
+            if pooled is not None:
+                extra = {"text_embeds": pooled, "time_ids": time_ids.to(self.device, pooled.dtype)}
+            return self.models.base.unet(
+                noisy.to(self.device, self.dtype),
+                timesteps.to(self.device),
+                encoder_hidden_states=hidden,
+                added_cond_kwargs=extra,
+            ).sample
+
+
+def make_plan(job: Job, info: BaseInfo, device: torch.device) -> memory.MemoryPlan:
+    """The memory plan of a complete job, before anything is loaded."""
+    from trainers.methods.lora import count_parameters
+
+    return memory.make_plan(
+        family=info.family,
+        parameters=info.parameters,
+        trainable=count_parameters(info, job),
+        job=job,
+        resolution=job.resolution,
+        device_type=device.type,
+        free_bytes=memory.free_bytes(device),
+    )
+
+
+def _make_dataset(job: Job, models: Models, folder: RunFolder, world: World, report: Report) -> Dataset:
+    """Caches every picture that is not cached yet."""
+    return prepare(
+        job,
+        encode_moments=models.encode_moments,
+        cache_key=models.vae_fingerprint(),
+        report=report,
+        world_size=world.size,
+        latent_scale=FAMILIES[job.family].latent_scale,
+        run_folder=folder.path,
+    )
+
+
+def _make_conditioner(job: Job, models: Models, texts: set[str], cache: Path, report: Report) -> Conditioner:
+    trained = bool(job.get("train_text_encoder"))
+    conditioner = Conditioner(
+        models, clip_skip=job.clip_skip, max_chunks=job.max_chunks, trained=trained, dtype=models.dtype
+    )
+    if not trained:
+        key = models.text_fingerprint(f"clip skip {job.clip_skip}, chunks {job.max_chunks}")
+        report(0, len(texts), "encoding captions")
+        conditioner.prepare(texts, TextCache(cache / "text", key))
+        models.drop_text()
+    return conditioner
+
+
+def open_session(
+    job: Job,
+    info: BaseInfo,
+    folder: RunFolder,
+    world: World,
+    events: EventLog,
+    say: Callable[[str], None],
+    report: Report,
+) -> Session:
+    """Make everything ready for the first step. `say` prints a line for the person, `report` shows progress."""
+    device = precision.device_for(job.device) if world.device is None else world.device
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    plan = make_plan(job, info, device)
+    dtype = plan.compute_dtype
+    if world.is_main:
+        events.emit("plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, lines=plan.lines())
+        for line in plan.lines():
+            say(line)
+    models = Models(info, job, device, dtype)
+    if not world.is_main:
+        world.wait()  # the main process makes the caches, the others find them made
+    dataset = _make_dataset(job, models, folder, world, report)
+    texts = dataset.captions_needed()
+    if job.sample_prompts:
+        texts |= {*job.sample_prompts, job.negative_prompt}
+        models.park_vae()
+    else:
+        models.drop_vae()
+    conditioner = _make_conditioner(job, models, texts, dataset.cache_folder, report)
+    if world.is_main:
+        world.wait()
+    models.need_unet()
+    if conditioner.trained:
+        models.need_text()
+    trainable = setup_for(job.method)(models.base, job)
+    plan.apply(models.base)
+    groups = trainable.param_groups()
+    optimizer = optimizers.make_optimizer(groups, job)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    alphas = models.base.alphas_cumprod.float().cpu()
+    if job.zero_terminal_snr:
+        alphas = objectives.rescale_zero_terminal_snr(alphas)
+    for note in [*dataset.notes, *models.notes]:
+        events.emit("note", text=note)
+        say(note)
+    return Session(
+        job=job, info=info, folder=folder, world=world, events=events, say=say, device=device, dtype=dtype,
+        models=models, dataset=dataset, validation=dataset.evaluation_items(), prior=dataset.prior_items(), conditioner=conditioner,
+        trainable=trainable, optimizer=optimizer, ema=Ema(parameters, job.ema) if job.ema else None,
+        alphas_cumprod=alphas,
+        scaler=torch.amp.GradScaler(device.type) if precision.needs_loss_scaling(dtype) else None,
+    )  # fmt: skip

@@ -1,0 +1,74 @@
+"""One micro step: a batch, its noise and timesteps, the model's answer, the loss and its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trainers.data.dataset import Batch
+from trainers.engine import noise as noises
+from trainers.engine import objectives
+from trainers.engine.session import Session
+from trainers.rng import derived_seed, generator
+from trainers.spec import Job
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is random about a micro step, the same however the batch is spread over processes."""
+
+    noise: torch.Tensor
+    perturbed: torch.Tensor
+    timesteps: torch.Tensor
+
+
+def draw_random(job: Job, batch: Batch, index: int) -> Drawn:
+    """Noise [B, 4, h, w] and timesteps [B] of batch `index`; each sample has generators of its own."""
+    places = batch.sample_indices
+    noise = noises.training_noise(
+        batch.latents.shape,
+        [generator(job.seed, "noise", index, place) for place in places],
+        offset=job.noise_offset,
+        adaptive_offset=job.adaptive_noise_offset,
+        latents=batch.latents,
+        pyramid_iterations=job.pyramid_iterations,
+        pyramid_discount=job.pyramid_discount,
+    )
+    perturbed = noises.perturb_input(
+        noise, [generator(job.seed, "perturbation", index, place) for place in places], job.input_perturbation
+    )
+    uniform = torch.stack([torch.rand((), generator=generator(job.seed, "timestep", index, p)) for p in places])
+    timesteps = objectives.timesteps_from_uniform(uniform, job.timestep_sampling, job.timestep_min, job.timestep_max)
+    return Drawn(noise, perturbed, timesteps)
+
+
+def sample_losses(session: Session, batch: Batch, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weighted losses [B] to learn from, plain losses [B] to show)."""
+    job, alphas = session.job, session.alphas_cumprod
+    noisy = objectives.add_noise(batch.latents, drawn.perturbed, drawn.timesteps, alphas)
+    wanted = objectives.target(job.prediction, batch.latents, drawn.noise, drawn.timesteps, alphas)
+    output = session.predict(noisy, drawn.timesteps, batch.captions, batch.time_ids)
+    threshold = None
+    if job.loss != "l2":
+        threshold = objectives.huber_threshold(drawn.timesteps, alphas, job.huber_c, job.huber_schedule)
+    elements = objectives.elementwise_loss(output, wanted.to(output.device), job.loss, threshold)
+    masks = None if batch.masks is None else batch.masks.to(output.device)
+    plain = objectives.masked_mean(elements, masks, job.unmasked_weight)
+    weights = objectives.sample_weights(drawn.timesteps, alphas, job.prediction, job.min_snr_gamma, job.debiased)
+    return plain * (weights * batch.weights).to(plain.device), plain.detach()
+
+
+def micro_step(session: Session, index: int) -> tuple[float, float]:
+    """Adds the gradient of this process's share of global batch `index`; returns (sum of weighted losses / size of
+    the global batch, the same of the plain losses)."""
+    job, world = session.job, session.world
+    batch = session.dataset.batch(index, world.size, world.rank)
+    if not batch.captions:  # a short last batch may leave a process without samples
+        return 0.0, 0.0
+    torch.manual_seed(derived_seed(job.seed, "dropout", index, world.rank))
+    learned, plain = sample_losses(session, batch, draw_random(job, batch, index))
+    share = learned.sum() / batch.global_size
+    loss = share / job.gradient_accumulation
+    (session.scaler.scale(loss) if session.scaler else loss).backward()
+    return share.item(), (plain.sum() / batch.global_size).item()

@@ -1,0 +1,40 @@
+"""What can be trained. A method is one file and one line in `METHODS`; the loop, data, losses, resume, previews,
+validation and events serve all of them unchanged."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from trainers.spec import Job
+
+METHODS = {"lora": "trainers.methods.lora"}
+
+
+class Trainable(Protocol):
+    """What a method has made ready for the loop: parameters beside the frozen base, and how they become a file."""
+
+    trains_unet: bool
+    trains_text: bool
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer: `params`, `lr`, and `name` for the log. The order never changes."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, live (not copies)."""
+
+    def without(self) -> AbstractContextManager[None]:
+        """The model as it was before training, for as long as the context lasts."""
+
+    def save(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the result, whole or not at all."""
+
+
+def setup_for(method: str) -> Callable[[Any, Job], Trainable]:
+    """The function that puts the method's parameters into a loaded base."""
+    return importlib.import_module(METHODS[method]).setup
