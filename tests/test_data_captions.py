@@ -159,7 +159,7 @@ def test_unreadable_captions_are_not_passed_over(tmp_path):
 def test_captions_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "a.caption").write_text("x", encoding="utf-8")
-    with pytest.raises(InputError, match="captions: txt finds no caption .* a.caption"):
+    with pytest.raises(InputError, match=r"captions: txt finds no caption .* a\.caption"):
         read(tmp_path, captions="txt")
 
 
@@ -216,7 +216,7 @@ def test_shuffle_keeps_the_front_and_is_pure(tmp_path):
     each = one("a, b, c, d, e, f", shuffle_captions=True, keep_tokens=2)
     texts = [caption_for(each, variant, job) for variant in range(20)]
     assert all(
-        text.startswith("sks, a, b, ") and sorted(text.split(", ")) == sorted("abcdef") + ["sks"] for text in texts
+        text.startswith("sks, a, b, ") and sorted(text.split(", ")) == [*sorted("abcdef"), "sks"] for text in texts
     )
     assert len(set(texts)) > 5
     assert texts == [caption_for(each, variant, job) for variant in range(20)]

@@ -1,6 +1,6 @@
 """Every kind of picture comes out as 8-bit RGB the right way up, or with a reason why it cannot be used."""
 
-import io
+import zlib
 
 import numpy as np
 import pytest
@@ -36,6 +36,7 @@ def test_exif_orientation(tmp_path, orientation, corner):
     assert rgb.getpixel(corner) == BLUE
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_ignored(tmp_path):
     path = put(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
     assert load_picture(path)[0].size == (64, 64)
@@ -120,10 +121,10 @@ def test_unusable_pictures_say_why(tmp_path, data, reason):
 
 
 def test_gigantic_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    header = io.BytesIO(encoded(Image.new("1", (8, 8))))
-    data = bytearray(header.getvalue())
+    data = bytearray(encoded(Image.new("1", (8, 8))))
     data[16:24] = (40000).to_bytes(4, "big") * 2  # the header claims 1.6 billion pixels
-    with pytest.raises(UnreadablePicture, match="million pixels|damaged"):
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(UnreadablePicture, match="million pixels"):
         load_picture(put(tmp_path / "a.png", image=bytes(data)))
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(UnreadablePicture, match="64 x 64 has more than"):

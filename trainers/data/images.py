@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ EXTENSIONS = frozenset(
 UNREAD_EXTENSIONS = frozenset(
     (".heic", ".heif", ".jxl", ".psd", ".svg", ".raw", ".cr2", ".nef", ".arw", ".dng", ".tga")
 )
+
+# Pillow warns of what is bounded below, and of damaged EXIF data, which is ignored. A filter for the whole process:
+# pictures are read on several threads, and a temporary one would not hold there.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs, about 13,000 x 13,000
 MAX_BYTES = 1 << 30

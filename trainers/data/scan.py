@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from trainers.data.caption_files import CaptionReader
 from trainers.data.images import EXTENSIONS, UNREAD_EXTENSIONS
@@ -187,24 +184,21 @@ def _check_files(candidates: list[Picture], index: FileIndex, result: Scan, repo
         mask = picture.mask_path if picture.options.masks in ("files", "auto") else None
         return index.facts(picture.path), index.facts(mask) if mask else None
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is stated in images.py
-        warnings.filterwarnings("ignore", module="PIL")
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for number, (picture, (facts, mask)) in enumerate(
-                zip(candidates, pool.map(facts_of, candidates), strict=True), 1
-            ):
-                problem = facts.problem or (
-                    mask.problem and f"its mask {picture.mask_path.name}: {mask.problem}" if mask else ""
-                )
-                if problem:
-                    result.skipped.append(Skipped(picture.path, problem))
-                else:
-                    picture.sha256, picture.size, picture.has_alpha = facts.sha256, facts.size, facts.has_alpha
-                    picture.mask_sha256 = mask.sha256 if mask else ""
-                    result.pictures.append(picture)
-                if report and (number % 50 == 0 or number == len(candidates)):
-                    report(number, len(candidates), "pictures read")
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for number, (picture, (facts, mask)) in enumerate(
+            zip(candidates, pool.map(facts_of, candidates), strict=True), 1
+        ):
+            problem = facts.problem or (
+                mask.problem and f"its mask {picture.mask_path.name}: {mask.problem}" if mask else ""
+            )
+            if problem:
+                result.skipped.append(Skipped(picture.path, problem))
+            else:
+                picture.sha256, picture.size, picture.has_alpha = facts.sha256, facts.size, facts.has_alpha
+                picture.mask_sha256 = mask.sha256 if mask else ""
+                result.pictures.append(picture)
+            if report and (number % 50 == 0 or number == len(candidates)):
+                report(number, len(candidates), "pictures read")
 
 
 def _missing_captions(pictures: list[Picture], source: Source, reader: CaptionReader) -> list[str]:
