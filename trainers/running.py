@@ -53,7 +53,7 @@ def start(job: Job, folder: Path | None) -> int:
     from trainers.engine.session import check_base
 
     world = join_world(cpu=job.device == "cpu")
-    job, info = check_base(job)
+    job, _ = check_base(job)
     precision.resolve(job.precision, precision.device_for(job.device))
     survey(job, remember=world.is_main)
     if folder is None:

@@ -58,7 +58,7 @@ class RunFolder:
 def stamped(job: Job) -> Job:
     """The job with its session id and start time, which are fixed once so that a resumed run writes the same bytes."""
     run = dict(job.run)
-    run.setdefault("session_id", str(uuid.uuid4().int >> 64))
+    run.setdefault("session_id", uuid.uuid4().int >> 96)
     run.setdefault("started_at", round(time.time(), 3))
     return Job(dict(job), run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trainers.engine.ema import Ema
 from trainers.engine.models import Models
 from trainers.engine.runfolder import RunFolder
 from trainers.engine.world import World
+from trainers.engine.writing import FileHashes, hash_in_background
 from trainers.errors import InputError
 from trainers.events import EventLog
 from trainers.formats.families import FAMILIES, Family
@@ -88,6 +90,9 @@ class Session:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     alphas_cumprod: torch.Tensor
+    plan: memory.MemoryPlan
+    base_hashes: Future[FileHashes]
+    vae_hashes: Future[FileHashes]
     scaler: Any = None
     started: float = field(default_factory=time.monotonic)
 
@@ -215,8 +220,12 @@ def open_session(
         say(note)
     return Session(
         job=job, info=info, folder=folder, world=world, events=events, say=say, device=device, dtype=dtype,
-        models=models, dataset=dataset, validation=dataset.evaluation_items(), prior=dataset.prior_items(), conditioner=conditioner,
+        models=models, dataset=dataset, validation=dataset.evaluation_items(), prior=dataset.prior_items(),
+        conditioner=conditioner,
         trainable=trainable, optimizer=optimizer, ema=Ema(parameters, job.ema) if job.ema else None,
         alphas_cumprod=alphas,
+        plan=plan,
+        base_hashes=hash_in_background(job.base if world.is_main else None),
+        vae_hashes=hash_in_background(job.vae if world.is_main else None),
         scaler=torch.amp.GradScaler(device.type) if precision.needs_loss_scaling(dtype) else None,
     )  # fmt: skip
