@@ -72,10 +72,3 @@ def checkpoint_legacy_hash(path: Path | str) -> str:
     with open(path, "rb") as handle:
         handle.seek(_SLICE_START)
         return hashlib.sha256(handle.read(_SLICE_LENGTH)).hexdigest()[:8]
-
-
-def checkpoint_legacy_hash(path: Path | str) -> str:
-    """`ss_sd_model_hash`: 8 hex digits over 64 KiB at 1 MiB of a checkpoint file, as A1111 once showed it."""
-    with open(path, "rb") as handle:
-        handle.seek(_SLICE_START)
-        return hashlib.sha256(handle.read(_SLICE_LENGTH)).hexdigest()[:8]
