@@ -55,7 +55,7 @@ def test_each_encoding_through_a_folder(tmp_path):
     put(tmp_path / "c.png", CHINESE.encode("utf-8-sig"))
     result = read(tmp_path)
     assert [each.caption for each in result.pictures] == [CHINESE] * 3
-    assert any("1 captions were read as GB18030: a.txt" in note for note in result.notes)
+    assert any("1 caption: read as GB18030 (a.txt)" in note for note in result.notes)
 
 
 def test_caption_extension_and_double_extension(tmp_path):
@@ -146,7 +146,7 @@ def test_missing_captions_are_refused_unless_allowed(tmp_path):
 
 def test_no_captions_at_all_is_said(tmp_path):
     put(tmp_path / "a.png")
-    assert any("None of the 1 pictures" in note for note in read(tmp_path).notes)
+    assert any("No captions in" in note for note in read(tmp_path).notes)
     assert read(tmp_path, captions="none").notes == []
 
 
@@ -168,8 +168,8 @@ def test_orphans_and_empty_files_are_said(tmp_path):
     (tmp_path / "old.txt").write_text("x", encoding="utf-8")
     (tmp_path / "README.txt").write_text("x", encoding="utf-8")
     notes = read(tmp_path).notes
-    assert any("1 caption files belong to no picture: old.txt" in note for note in notes)
-    assert any("1 caption files are empty: a.txt" in note for note in notes)
+    assert any("1 caption file: no picture of that name (old.txt)" in note for note in notes)
+    assert any("1 caption file: empty (a.txt)" in note for note in notes)
 
 
 def test_all_lines_of_a_caption_are_read(tmp_path):

@@ -158,11 +158,11 @@ def test_masks_reach_the_batch(tmp_path):
     image.putalpha(ImageOps.mirror(half))
     put(tmp_path / "b.png", image=image)
     put(tmp_path / "c.png", image=picture(colour=(9, 9, 9)))
-    data = made(tmp_path, masks="auto", unmasked_weight=0.25, batch_size=3)
+    data = made(tmp_path, masks="auto", batch_size=3)
     batch = data.batch(0)
     masks = {key[0]: mask for key, mask in zip(batch.keys, batch.masks, strict=True)}
     assert batch.masks.shape == (3, 1, 8, 8)
-    assert masks["a"][0, :, :4].eq(1).all() and masks["a"][0, :, 4:].eq(0.25).all()
+    assert masks["a"][0, :, :4].eq(1).all() and masks["a"][0, :, 4:].eq(0).all()
     assert torch.equal(masks["b"], masks["a"].flip(-1)) and masks["c"].eq(1).all()
     assert made(tmp_path).batch(0).masks is None
 
@@ -332,6 +332,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, monkeypat
     assert target.read_bytes() == b"before" and os.listdir(tmp_path) == ["entry"]
 
 
+def test_a_folder_without_pictures_stays_as_it_was(tmp_path):
+    with pytest.raises(InputError, match="no pictures"):
+        made(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_values_that_are_not_finite_are_refused(folder):
     with pytest.raises(InputError, match=r"2\.png: the autoencoder .* not finite"):
         made(folder, encoder=lambda pixels: Encoder()(pixels) * float("nan"))
@@ -354,6 +360,7 @@ def test_unreadable_pictures_are_listed_and_the_rest_trains(folder):
     put(folder / "2_ball" / "bad.png", "x", encoded(picture())[:100])
     data = made(folder)
     assert len(data.pictures) == len(SIZES) and [each.path.name for each in data.skipped] == ["bad.png"]
+    assert any("1 file skipped: bad.png (it is damaged" in note for note in data.notes)
 
 
 # --- the text cache
@@ -383,7 +390,7 @@ def test_text_cache(tmp_path):
 def test_text_cache_mends_damage_and_reads_from_disk(tmp_path):
     calls = []
     TextCache(tmp_path, "k").get(["a", "b"], embed(calls))
-    for path in (tmp_path / "text").rglob("*.safetensors"):
+    for path in tmp_path.rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-3])
     lazy = TextCache(tmp_path, "k", memory_limit=0).get(["a", "b"], embed(calls))
     assert len(calls) == 2 and lazy["b"]["hidden"].eq(1).all()

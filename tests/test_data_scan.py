@@ -155,7 +155,7 @@ def test_refusals(tmp_path):
     one_sentence(error)
     put(tmp_path / "bad" / "a.png", image=b"x")
     put(tmp_path / "bad" / "b.png", image=b"")
-    with pytest.raises(InputError, match=r"none of the 2 pictures .* can be used .*a\.png: .*b\.png") as error:
+    with pytest.raises(InputError, match=r"nothing in .* can be used, of 2 pictures .*a\.png: .*b\.png") as error:
         read(tmp_path / "bad")
     one_sentence(error)
 
@@ -173,7 +173,7 @@ def test_masks(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "a-masklabel.png", image=Image.new("L", (64, 64), 255))
     result = read(tmp_path)
-    assert keys(result) == ["a.png"] and any("mask files are not used" in note for note in result.notes)
+    assert keys(result) == ["a.png"] and any("1 mask file not used" in note for note in result.notes)
     assert read(tmp_path, masks="files").pictures[0].mask_sha256
     with pytest.raises(InputError, match=r"no picture in .* has transparent parts"):
         read(tmp_path, masks="alpha")
@@ -199,9 +199,9 @@ def test_index_decodes_once_and_notices_change(tmp_path, monkeypatch):
     def again():
         decoded.clear()
         hashed.clear()
-        store = FileIndex(tmp_path / "index.json")
+        store = FileIndex.find([tmp_path / "gone", tmp_path])
         result = scan(tmp_path / "d", job, index=store)
-        store.save()
+        store.save(tmp_path)
         return result
 
     first = again()

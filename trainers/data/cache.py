@@ -55,26 +55,34 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from None
 
 
+def cache_places(wanted: Path | str | None, data: Path, run_folder: Path | str | None) -> list[Path]:
+    """The folders that may hold the cache, the preferred one first: the option cache_dir alone, or beside the data
+    and in the run folder."""
+    if wanted:
+        return [Path(wanted)]
+    beside = (data if data.is_dir() else data.parent) / CACHE_FOLDER
+    return [beside, Path(run_folder) / "cache" if run_folder else Path(tempfile.gettempdir()) / "athanor-cache"]
+
+
 def cache_root(wanted: Path | str | None, data: Path, run_folder: Path | str | None, notes: list[str]) -> Path:
-    """The folder to cache in: `wanted` (the option cache_dir), else beside the data, else in the run folder.
+    """The first of `cache_places` that can be written; made if it is not there.
 
     A `wanted` folder that cannot be written is an `InputError`; a read-only data folder is not.
     """
+    places, problems = cache_places(wanted, data, run_folder), []
+    for place in places:
+        problem = _unwritable(place)
+        if problem is None:
+            if problems:
+                notes.append(
+                    f"{places[0]} cannot be written ({problems[0]}), so prepared pictures are kept in {place}."
+                )
+            return place
+        problems.append(problem)
     if wanted:
-        problem = _unwritable(Path(wanted))
-        if problem:
-            raise InputError(f"cache_dir: {wanted} cannot be written ({problem}); name another folder.")
-        return Path(wanted)
-    beside = (data if data.is_dir() else data.parent) / CACHE_FOLDER
-    problem = _unwritable(beside)
-    if not problem:
-        return beside
-    fallback = Path(run_folder) / "cache" if run_folder else Path(tempfile.gettempdir()) / "athanor-cache"
-    second = _unwritable(fallback)
-    if second:
-        raise InputError(f"Neither {beside} ({problem}) nor {fallback} ({second}) can be written; set cache_dir.")
-    notes.append(f"{beside} cannot be written ({problem}), so prepared pictures are kept in {fallback}.")
-    return fallback
+        raise InputError(f"cache_dir: {wanted} cannot be written ({problems[0]}); name another folder.")
+    tried = " nor ".join(f"{place} ({problem})" for place, problem in zip(places, problems, strict=True))
+    raise InputError(f"Neither {tried} can be written; set cache_dir to a folder that can.")
 
 
 def _unwritable(folder: Path) -> str | None:
@@ -176,10 +184,10 @@ class _Texts(Mapping[str, dict[str, torch.Tensor]]):
 
 
 class TextCache:
-    """Text embeddings on disk, keyed by the text and `cache_key` (family, encoder's hash, clip skip, chunks, dtype)."""
+    """Text embeddings in `folder`, keyed by the text and `cache_key` (family, encoder's hash, clip skip, dtype)."""
 
     def __init__(self, folder: Path | str, cache_key: str, memory_limit: int = 1 << 30) -> None:
-        self._entries, self._limit = Entries(Path(folder) / "text", cache_key), memory_limit
+        self._entries, self._limit = Entries(Path(folder), cache_key), memory_limit
 
     def get(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from trainers.data.encodings import UnreadableText, read_text
 from trainers.data.metadata_files import NAMES, read_metadata
-from trainers.data.picture import first_few
+from trainers.data.picture import counted, first_few
 from trainers.data.sources import Source
 from trainers.data.walk import Folder, natural, normal
 from trainers.errors import InputError
@@ -121,15 +121,18 @@ class CaptionReader:
             )
         lost = sorted(set(self.metadata) - self.used, key=natural)
         notes = [
-            (self.differing, "{n} pictures have several captions that differ; the file named here was used: {few}."),
-            (self.orphans, "{n} caption files belong to no picture: {few}."),
-            (self.unused, "{n} caption files were not read because of captions: " + option + ": {few}."),
-            (self.undecodable, "{n} caption files are not readable text: {few}."),
-            (self.empty, "{n} caption files are empty: {few}."),
-            (self.many_lines, "{n} captions have several lines, all of which are used: {few}."),
-            (lost, "{n} entries of metadata files belong to no picture: {few}."),
+            (self.differing, "picture", "several captions that differ; the file named here was used"),
+            (self.orphans, "caption file", "no picture of that name"),
+            (self.unused, "caption file", f"not read because captions is {option}"),
+            (self.undecodable, "caption file", "not readable as text"),
+            (self.empty, "caption file", "empty"),
+            (self.many_lines, "caption", "several lines, all of which are used"),
+            (lost, "metadata entry" if len(lost) == 1 else "metadata entrie", "no picture of that name"),
         ]
-        sentences = [text.format(n=len(names), few=first_few(names)) for names, text in notes if names]
-        for encoding, names in sorted(self.encodings.items()):
-            sentences.append(f"{len(names)} captions were read as {encoding.upper()}: {first_few(names)}.")
+        notes += [
+            (names, "caption", f"read as {encoding.upper()}") for encoding, names in sorted(self.encodings.items())
+        ]
+        sentences = [
+            f"{counted(len(names), noun)}: {what} ({first_few(names)})." for names, noun, what in notes if names
+        ]
         return sentences

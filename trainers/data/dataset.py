@@ -10,11 +10,11 @@ import torch
 
 from trainers.data import captions
 from trainers.data.buckets import Placement, geometry, place, ratio_error
-from trainers.data.cache import Entries, cache_root
+from trainers.data.cache import Entries, cache_places, cache_root
 from trainers.data.index import FileIndex
 from trainers.data.latents import Cut, LatentStore, centre_cut, cuts_of
 from trainers.data.order import Sample, batches_per_epoch, epoch_batches
-from trainers.data.picture import Picture, Skipped, first_few
+from trainers.data.picture import Picture, Skipped, counted, first_few
 from trainers.data.scan import Scan, scan
 from trainers.errors import InputError
 from trainers.rng import derived_seed, generator, python_random
@@ -32,7 +32,7 @@ class Batch:
         captions: one text per sample, with everything done to it.
         keys: stable name of each sample (picture and repeat), for keyed random draws.
         weights: [B], the prior weight for regularisation pictures, else 1.
-        masks: [B, 1, h, w] factors on the loss: 1 inside, `unmasked_weight` outside; None when none has a mask.
+        masks: [B, 1, h, w] from 0 to 1, the part that is trained being 1; None when none of them has a mask.
         time_ids: [B, 6] float32: original height, width, top and left of the cut, target height, width.
         sample_indices: positions of these samples within the global batch.
         global_size: number of samples of the global batch.
@@ -209,12 +209,12 @@ class Dataset:
         variant = python_random(self.job.seed, "variant", epoch, picture.key, repeat).randrange(count)
         return captions.caption_for(picture, variant, self.job)
 
-    def _stack_masks(self, masks: list[torch.Tensor | None], latents: list[torch.Tensor]) -> torch.Tensor | None:
+    @staticmethod
+    def _stack_masks(masks: list[torch.Tensor | None], latents: list[torch.Tensor]) -> torch.Tensor | None:
         if all(mask is None for mask in masks):
             return None
-        outside = self.job.unmasked_weight
         filled = [
-            torch.ones(1, *latent.shape[1:]) if mask is None else outside + (1.0 - outside) * mask
+            torch.ones(1, *latent.shape[1:]) if mask is None else mask
             for mask, latent in zip(masks, latents, strict=True)
         ]
         return torch.stack(filled)
@@ -308,6 +308,9 @@ def prepare(
         skipped=training.skipped,
         notes=training.notes + notes,
     )
+    if dataset.skipped:
+        few = first_few((f"{each.path.name} ({each.reason})" for each in dataset.skipped), 5)
+        dataset.notes.append(f"{counted(len(dataset.skipped), 'file')} skipped: {few}.")
     if not dataset.train_count:
         raise InputError(
             f"data: no picture in {data} is left to train on ({first_few(s.reason for s in training.skipped)})."
@@ -333,8 +336,7 @@ def _scan_all(job: Job, data: Path, run_folder: Path | str | None, notes: list[s
         raise InputError(f"data: {data} does not exist; name the folder with the pictures.")
     if not data.is_dir() and data.suffix.lower() != ".toml":
         raise InputError(f"data: {data} is not a folder; name the folder with the pictures or a dataset .toml file.")
-    root = cache_root(job.cache_dir, data, run_folder, notes)
-    index = FileIndex(root / "index.json")
+    index = FileIndex.find(cache_places(job.cache_dir, data, run_folder))
 
     def read(option: str, **how: object) -> Scan:
         try:
@@ -351,7 +353,8 @@ def _scan_all(job: Job, data: Path, run_folder: Path | str | None, notes: list[s
     if job.prior_data:
         # What is measured on them is the model's own behaviour, so no trigger word and no repeats.
         prior = read("prior_data", is_regularisation=True, prefix="prior:", measured=True)
-    index.save()
+    root = cache_root(job.cache_dir, data, run_folder, notes)  # made only now: not beside a folder without pictures
+    index.save(root)
     for each in (held_out, prior):
         training.skipped += each.skipped
         training.notes += [note for note in each.notes if note not in training.notes]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,11 @@ class Facts:
     problem: str = ""
 
 
+NAME = "index.json"
+
+
 class FileIndex:
-    """Facts about picture files. Without a `path` it lives in memory only.
+    """Facts about picture files; read from `path` where that exists, else empty.
 
     `files`: {path: [size, mtime, ctime, time read, sha256]}; `contents`: {sha256: [width, height, alpha, problem]}.
     A moved folder costs a hash per file, a known one a `stat` per file, and only new contents are decoded.
@@ -40,8 +44,13 @@ class FileIndex:
         self._path = path
         self._files: dict[str, list] = {}
         self._contents: dict[str, list] = {}
-        self._changed = False
+        self._changed = path is None
         self._read()
+
+    @staticmethod
+    def find(folders: Iterable[Path]) -> FileIndex:
+        """The index of the first cache folder that has one, else an empty one."""
+        return FileIndex(next((each / NAME for each in folders if (each / NAME).is_file()), None))
 
     def _read(self) -> None:
         if self._path is None:
@@ -55,11 +64,13 @@ class FileIndex:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self._changed = True  # missing or damaged: made again from the files
 
-    def save(self) -> None:
-        if self._path is not None and self._changed:
+    def save(self, folder: Path) -> None:
+        """Write the index into a cache folder, unless it is there already and nothing is new."""
+        path = folder / NAME
+        if self._changed or path != self._path:
             stored = {"version": [_VERSION, PILLOW_VERSION], "files": self._files, "contents": self._contents}
-            write_atomically(self._path, json.dumps(stored, separators=(",", ":")).encode("utf-8", "surrogatepass"))
-            self._changed = False
+            write_atomically(path, json.dumps(stored, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+            self._path, self._changed = path, False
 
     def facts(self, path: Path) -> Facts:
         """Facts about one file, decoding it only when its content is new. Safe to call from several threads."""

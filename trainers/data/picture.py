@@ -80,6 +80,11 @@ class Skipped:
     reason: str
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def first_few(names: Iterable[object], limit: int = 3) -> str:
     """`a.png, b.png, c.png and 7 more`."""
     names = [str(name) for name in names]

@@ -13,7 +13,7 @@ from trainers.data.caption_files import CaptionReader
 from trainers.data.images import EXTENSIONS, UNREAD_EXTENSIONS
 from trainers.data.index import Facts, FileIndex
 from trainers.data.masks import MASK_SUFFIX
-from trainers.data.picture import Picture, Skipped, first_few
+from trainers.data.picture import Picture, Skipped, counted, first_few
 from trainers.data.sources import Source
 from trainers.data.walk import CACHE_FOLDER, Folder, normal, walk
 from trainers.errors import InputError
@@ -102,7 +102,7 @@ def _nothing_left(folder: Path, skipped: Sequence[Skipped]) -> str:
     if skipped:
         listed = "; ".join(f"{each.path.name}: {each.reason}" for each in skipped[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        return f"data: none of the {len(skipped)} pictures in {folder} can be used ({listed}{more})."
+        return f"data: nothing in {folder} can be used, of {counted(len(skipped), 'picture')} ({listed}{more})."
     names = [name for _, _, files in os.walk(folder) for name in files]
     for suffix, family in _OTHER_CACHES.items():
         if any(name.endswith(suffix) for name in names):
@@ -159,7 +159,7 @@ def _pictures_of(folder: Folder, source: Source, reader: CaptionReader, result: 
         )
     reader.leave(folder, names)
     if names and repeats == 0:
-        result.notes.append(f"The folder {folder.path} says 0 repeats, so its {len(names)} pictures are left out.")
+        result.notes.append(f"The folder {folder.path} says 0 repeats, so {counted(len(names), 'picture')} left out.")
     elif names and repeats > 200 and source.repeats is None:
         result.notes.append(f"Every picture in {folder.path} counts {repeats} times, as the folder's name says.")
     return pictures
@@ -215,10 +215,10 @@ def _missing_captions(pictures: list[Picture], source: Source, reader: CaptionRe
     if not missing or (not source.extensions and not source.metadata):
         return []
     if not (captioned or reader.undecodable):
-        return [f"None of the {len(missing)} pictures in {source.root} has a caption."]
+        return [f"No captions in {source.root} ({counted(len(missing), 'picture')})."]
     few = first_few((picture.key for picture in missing), 5)
     if source.allow_missing_captions:
-        return [f"{len(missing)} of {len(pictures)} pictures have no caption: {few}."]
+        return [f"{len(missing)} of {counted(len(pictures), 'picture')} without a caption: {few}."]
     why = "have no caption while others do"
     if reader.undecodable:
         why = f"have no readable caption (not text: {first_few(reader.undecodable)})"
@@ -232,7 +232,7 @@ def _note_masks(source: Source, result: Scan) -> None:
     wanted = source.options.masks if not source.is_regularisation else "auto"
     with_file = [picture for picture in result.pictures if picture.mask_path]
     if wanted == "none" and with_file and not source.prefix.startswith(("val:", "prior:")):
-        result.notes.append(f"{len(with_file)} mask files are not used because masks is none.")
+        result.notes.append(f"{counted(len(with_file), 'mask file')} not used because masks is none.")
     elif wanted == "files" and not with_file and result.pictures:
         raise InputError(f"masks: files, but no picture in {source.root} has a mask (name{MASK_SUFFIX}.png beside it).")
     elif wanted == "alpha" and result.pictures and not any(picture.has_alpha for picture in result.pictures):

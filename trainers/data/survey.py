@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.data.cache import cache_root
+from trainers.data.cache import cache_places, cache_root
 from trainers.data.index import FileIndex
-from trainers.data.picture import first_few
+from trainers.data.picture import counted, first_few
 from trainers.data.scan import Scan, scan
 from trainers.errors import InputError
 from trainers.spec import Job
@@ -30,10 +30,10 @@ class Survey:
                 continue
             found = self.scans[option]
             captioned = sum(picture.caption_path is not None for picture in found.pictures)
-            yield f"{len(found.pictures)} pictures {purpose}, {captioned} with captions."
+            yield f"{counted(len(found.pictures), 'picture')} {purpose}, {captioned} with captions."
             if found.skipped:
                 reasons = first_few(f"{skipped.path.name} ({skipped.reason})" for skipped in found.skipped)
-                yield f"{len(found.skipped)} files are skipped: {reasons}."
+                yield f"{counted(len(found.skipped), 'file')} skipped: {reasons}."
             yield from found.notes
 
 
@@ -43,12 +43,8 @@ def survey(job: Job, *, remember: bool = False) -> Survey:
     Raises:
         InputError: a folder is missing, empty, or its captions are incomplete; the sentence names the option.
     """
-    index = FileIndex()
-    if remember:
-        data = Path(job.data)
-        if not data.exists():
-            raise InputError(f"data: {data} does not exist; name the folder with the pictures.")
-        index = FileIndex(cache_root(job.cache_dir, data, None, []) / "index.json")
+    data = Path(job.data)
+    index = FileIndex.find(cache_places(job.cache_dir, data, None))
     scans = {}
     for option, _ in FOLDERS:
         if not job[option]:
@@ -59,5 +55,6 @@ def survey(job: Job, *, remember: bool = False) -> Survey:
             scans[option] = scan(job[option], job, index=index, is_regularisation=aside, measured=measured)
         except InputError as error:
             raise InputError(*(text.replace("data:", f"{option}:", 1) for text in error.problems)) from None
-    index.save()
+    if remember:
+        index.save(cache_root(job.cache_dir, data, None, []))
     return Survey(scans)
