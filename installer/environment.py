@@ -27,7 +27,8 @@ from installer.processes import Status, capture, follow
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "athanor-setup.json"
 OURS, BORROWED = "athanor.pth", "athanor-torch.pth"
-TRAINERS, TRAINERS_OLD, TORCH, TESTS = "trainers.txt", "trainers-torch21.txt", "torch.txt", "tests.txt"
+TORCH, TORCH_NEEDS = "torch.txt", "torch-needs.txt"
+TRAINERS, TRAINERS_OLD, TESTS = "trainers.txt", "trainers-torch21.txt", "tests.txt"
 NEWER_TRAINERS_FROM = (2, 6)
 
 
@@ -72,7 +73,7 @@ class Environment:
         return {
             "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
             "torch_nearby": torch,
-            "requirements": self._hash(TORCH, TRAINERS, TRAINERS_OLD),
+            "requirements": self._hash(TORCH, TORCH_NEEDS, TRAINERS, TRAINERS_OLD),
             "tests": self._hash(TESTS) if tests else None,
             "root": str(self.root),
         }
@@ -120,7 +121,7 @@ class Environment:
         sets = [TRAINERS]
         if torch is None:
             self._install_torch()
-            sets.insert(0, TORCH)
+            sets.insert(0, TORCH_NEEDS)
         elif machine.version_tuple(torch.version) < NEWER_TRAINERS_FROM:
             sets = [TRAINERS_OLD]
         files = [self.root / "requirements" / name for name in sets + [TESTS] * tests]
@@ -203,7 +204,7 @@ class Environment:
         """Tries the builds that suit the machine in turn; the last one's failure is the set-up's."""
         requirement = self._torch_requirement()
         # What is the same for torch and the trainers gets one version at once.
-        limits = [part for name in (TORCH, TRAINERS) for part in ("-c", self.root / "requirements" / name)]
+        limits = [part for name in (TORCH_NEEDS, TRAINERS) for part in ("-c", self.root / "requirements" / name)]
         builds = machine.suitable_builds()
         for build, last in zip(builds, [False] * (len(builds) - 1) + [True], strict=True):
             arguments: Sequence[str | Path] = limits

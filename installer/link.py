@@ -32,7 +32,7 @@ def check_webui(folder: Path) -> None:
 
 
 def link(webui: Path, with_base: bool = False, root: Path = ROOT) -> int:
-    """Links the extension, and the base model with `with_base`; says what was done. A person's files stay as they are."""
+    """Links the extension, and with `with_base` the base model; says what was done and overwrites no other file."""
     check_webui(webui)
     _link_folder(root, webui / "extensions" / NAME)
     if with_base:

@@ -1,0 +1,218 @@
+"""Trains through the real command line, draws the same prompts and seeds without and with the written file, and
+reports what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainers.errors import InputError
+from trainers.events import read_events
+from trainers.presets import load_preset
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAME = "basketball"
+SEEDS = (3, 11)
+DRAWING = {"steps": 25, "cfg": 5.0}
+TAUGHT = (
+    "a large basketball on a green background",
+    "a basketball on a blue background",
+    "a basketball on the left on a yellow background",
+)
+KEPT = (
+    "a red star on a green background",
+    "a large yellow circle on a blue background",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the demonstration works on; tests put smaller things in."""
+
+    base: Path = ROOT / "assets" / "base" / "athanor-base.safetensors"
+    pictures: Path = ROOT / "assets" / "pictures" / NAME
+    unrelated: Path = ROOT / "assets" / "pictures" / "unrelated"
+    preset: str = "demo"
+
+    def job(self, out: Path) -> dict[str, Any]:
+        """The raw options of the training job."""
+        return {
+            **load_preset(self.preset),
+            "name": NAME,
+            "comment": "made by `python install.py demo`",
+            "base": str(self.base),
+            "data": str(self.pictures / "train"),
+            "validation_data": str(self.pictures / "held-out"),
+            "prior_data": str(self.unrelated),
+            "cache_dir": str(out / "cache"),
+        }
+
+
+def _run_folder(out: Path) -> Path:
+    """A run folder of its own for every demonstration: nothing of an earlier one is overwritten."""
+    from trainers.engine.runfolder import unused_folder
+
+    return unused_folder(out / "runs", NAME)
+
+
+def train(task: Task, out: Path) -> Path:
+    """Trains with `python -m trainers run`, its progress shown as it comes; returns the run folder.
+
+    Raises:
+        RuntimeError: the trainer ended with another exit status than 0 (it has said why).
+    """
+    job = out / "job.yaml"
+    job.write_text(yaml.safe_dump(task.job(out), allow_unicode=True, sort_keys=False), encoding="utf-8")
+    run = _run_folder(out)
+    status = subprocess.call([sys.executable, "-m", "trainers", "run", str(job), "--run", str(run)], cwd=ROOT)
+    if status != 0:
+        raise RuntimeError(f"The training ended with exit status {status}; its folder is {run}.")
+    return run
+
+
+def measured(run: Path) -> dict[str, Any]:
+    """The report's figures, from the run's events: losses before and after, steps, seconds of training alone."""
+    events, _ = read_events(run / "events.jsonl")
+    last = {event["event"]: event for event in events}
+    validation, done = last["validation"], last["done"]
+    steps = [event for event in events if event["event"] == "step"]
+    return {
+        "seconds": round(sum(event["seconds"] for event in steps), 1),
+        "steps": done["step"],
+        "validation_loss_base": validation["base_loss"],
+        "validation_loss_trained": validation["loss"],
+        "prior_loss_base": validation["prior_base_loss"],
+        "prior_loss_trained": validation["prior_loss"],
+        "lora": str(run / done["path"]),
+    }
+
+
+def put_in(base, lora: Path) -> int:
+    """Adds the LoRA file to the weights of a loaded base: W + alpha / rank * up down. Returns the number of sites."""
+    import torch
+
+    from trainers.bases.loader import module_for
+    from trainers.formats.adapters import read_adapter
+    from trainers.formats.sites import text_sites, unet_sites
+
+    sites = [*unet_sites(base.family, conv3x3=True)]
+    for index in range(len(base.family.text_encoders)):
+        sites += text_sites(base.family, index)
+    by_name = {site.name: site for site in sites}
+    entries = read_adapter(lora, base.family.name).entries
+    for name, entry in entries.items():
+        module = module_for(base, by_name[name])
+        down, up = entry["lora_down"].float(), entry["lora_up"].float()
+        delta = (up.flatten(1) @ down.flatten(1)).reshape(module.weight.shape)
+        # A weight of its own: the loaded one may be the file's memory mapping.
+        changed = module.weight.float() + delta * (entry["alpha"] / down.shape[0])
+        module.weight = torch.nn.Parameter(changed.to(module.weight.dtype), requires_grad=False)
+    return len(entries)
+
+
+def draw_all(base, prompts: Sequence[str], size: int) -> list[list[Any]]:
+    """A list of pictures per prompt, one for each of `SEEDS`."""
+    from trainers.bases.text import encode_prompts, stack
+    from trainers.engine.sampling import draw
+
+    def encode(texts: list[str]):
+        return stack(encode_prompts(base, texts, clip_skip=base.family.default_clip_skip, max_chunks=1), None)
+
+    return [draw(base, encode, [prompt] * len(SEEDS), SEEDS, size=(size, size), **DRAWING) for prompt in prompts]
+
+
+def before_and_after(task: Task, lora: Path, size: int) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Prompt -> (pictures without, pictures with the LoRA), drawn with the same seeds."""
+    from trainers.bases.loader import load_base
+
+    base = load_base(task.base)
+    prompts = (*TAUGHT, *KEPT)
+    before = draw_all(base, prompts, size)
+    if put_in(base, lora) == 0:
+        raise RuntimeError(f"{lora} holds no LoRA layers.")
+    after = draw_all(base, prompts, size)
+    return {prompt: (b, a) for prompt, b, a in zip(prompts, before, after, strict=True)}
+
+
+def _change(report: dict[str, Any], which: str) -> float:
+    """How much the loss changed, in percent."""
+    return 100 * (report[f"{which}_loss_trained"] / report[f"{which}_loss_base"] - 1)
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """One sentence that says what the two losses mean, also when they are not what one would wish."""
+    held_out, prior = _change(report, "validation"), _change(report, "prior")
+    learned = "it learned the basketball" if held_out <= -15 else "it learned less of the basketball than it should"
+    kept = "and forgot little of the rest" if prior <= 5 else "but also forgot some of the rest"
+    return (
+        f"On basketball pictures it never saw the error went {held_out:+.0f} %, on pictures of other things "
+        f"{prior:+.0f} %: {learned}, {kept}. These are figures of a toy model; look at the picture too."
+    )
+
+
+def make_picture(task: Task, report: dict[str, Any], drawn: dict[str, tuple[list[Any], list[Any]]]):
+    """The labelled page."""
+    from trainers.demo.picture import Group, Row, compose
+
+    def group(heading: str, prompts: Sequence[str]) -> Group:
+        return Group(heading, [Row(prompt, SEEDS, *drawn[prompt]) for prompt in prompts])
+
+    count = len(list((task.pictures / "train").glob("*.png")))
+    return compose(
+        "Before and after one LoRA",
+        f"The embedded base had never seen a basketball; the LoRA was taught one from {count} pictures, in "
+        f"{report['steps']} steps and {report['seconds']:.0f} seconds. Left and right: the same prompt and seed.",
+        [group("what was taught", TAUGHT), group("what was known before", KEPT)],
+        verdict(report),
+    )
+
+
+def demonstrate(out: Path, task: Task | None = None) -> dict[str, Any]:
+    """Trains, draws and reports into `out`; returns the report."""
+    task = task or Task()
+    began = time.monotonic()
+    if not task.base.is_file():
+        raise InputError(f"{task.base} is missing; get the whole repository (a clone or the full archive).")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: this folder cannot be made ({error.strerror}).") from None
+    print(f"Teaching the embedded base a basketball from {task.pictures / 'train'}", flush=True)
+    run = train(task, out)
+    report = measured(run)
+    print("Drawing the same prompts and seeds without and with the LoRA ...", flush=True)
+    drawn = before_and_after(task, Path(report["lora"]), size=load_preset(task.preset)["resolution"])
+    picture = out / "before-after.png"
+    make_picture(task, report, drawn).save(picture)
+    report["picture"] = str(picture)
+    report["seconds_total"] = round(time.monotonic() - began, 1)
+    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 the training or drawing failed, 2 something is missing."""
+    parser = argparse.ArgumentParser(prog="python -m trainers.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="DIR")
+    options = parser.parse_args(arguments)
+    try:
+        report = demonstrate(options.out)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(verdict(report))
+    print(f"Before and after: {report['picture']}")
+    print(f"The LoRA: {report['lora']}")
+    return 0
