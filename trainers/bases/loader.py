@@ -182,6 +182,12 @@ def module_path(module: torch.nn.Module, path: str) -> str:
     return path
 
 
+def components_without_level(base: Base) -> tuple[str, ...]:
+    """Text encoders whose modules have no `text_model.` level (CLIPTextModel of transformers 5)."""
+    encoders = zip(base.family.text_encoders, base.text_encoders, strict=False)
+    return tuple(spec.component for spec, module in encoders if not hasattr(module, "text_model"))
+
+
 def module_for(base: Base, site: Site) -> torch.nn.Module:
     """The layer at a site, under every supported version of transformers; `LookupError` where it is not there."""
     component = base.component(site.component)

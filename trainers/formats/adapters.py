@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,10 @@ def _patterns(family: Family, entries: Mapping[str, Entry], scaled: bool) -> dic
         chosen = {n: e for n, e in entries.items() if _site(family, n).component == component}
         if not chosen:
             continue
-        ranks = {_site(family, n).path: _rank(e) for n, e in chosen.items()}
-        alphas = {_site(family, n).path: float(_rank(e) if scaled else e["alpha"]) for n, e in chosen.items()}
+        # Without the `text_model.` level: PEFT compares the ends of names, so this fits with and without it.
+        paths = {n: _site(family, n).path.removeprefix("text_model.") for n in chosen}
+        ranks = {paths[n]: _rank(e) for n, e in chosen.items()}
+        alphas = {paths[n]: float(_rank(e) if scaled else e["alpha"]) for n, e in chosen.items()}
         rank = Counter(ranks.values()).most_common(1)[0][0]
         alpha = Counter(alphas.values()).most_common(1)[0][0]
         described[component] = {
@@ -126,18 +128,15 @@ def to_peft(
     family: Family,
     entries: Mapping[str, Entry],
     dtype: torch.dtype | None = None,
-    text_model_level: bool = True,
+    without_level: Collection[str] = (),
 ) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
     """`{component: (tensors of adapter_model.safetensors, content of adapter_config.json)}`: one adapter each.
 
     Args:
-        text_model_level: whether the text encoder's layers are called `text_model.encoder…` (transformers 4) or
-            `encoder…` (CLIPTextModel of transformers 5): PEFT matches names literally.
+        without_level: text encoders whose layers are called `encoder…` instead of `text_model.encoder…` (CLIPTextModel
+            of transformers 5, see `trainers.bases.loader.components_without_level`): PEFT matches names literally.
     """
     _only_lora(entries, "PEFT")
-
-    def named(path: str) -> str:
-        return path if text_model_level else path.removeprefix("text_model.")
 
     result = {}
     for component, table in _patterns(family, entries, scaled=False).items():
@@ -145,7 +144,8 @@ def to_peft(
         for name, entry in entries.items():
             site = _site(family, name)
             if site.component == component:
-                key = f"base_model.model.{named(site.path)}"
+                bare = component in without_level
+                key = f"base_model.model.{site.path.removeprefix('text_model.') if bare else site.path}"
                 for part, letter in (("lora_down", "A"), ("lora_up", "B")):
                     tensor = entry[part].detach()
                     tensors[f"{key}.lora_{letter}.weight"] = tensor.to(dtype or tensor.dtype)
@@ -160,9 +160,6 @@ def to_peft(
             "use_rslora": False,
             "use_dora": False,
             **table,
-            "target_modules": [named(path) for path in table["target_modules"]],
-            "rank_pattern": {named(path): value for path, value in table["rank_pattern"].items()},
-            "alpha_pattern": {named(path): value for path, value in table["alpha_pattern"].items()},
         }
         result[component] = (tensors, config)
     return result
