@@ -10,9 +10,7 @@ from pathlib import Path
 from installer.environment import ROOT
 from installer.processes import clean_environment
 
-_CONTRACTS = (
-    "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
-)
+CONTRACTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 
 
 def run_checks(python: Path, pytest_arguments: Sequence[str]) -> int:
@@ -20,7 +18,7 @@ def run_checks(python: Path, pytest_arguments: Sequence[str]) -> int:
     checks = (
         ("ruff check", [python, "-m", "ruff", "check", "."]),
         ("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
-        ("import contracts", [python, "-c", _CONTRACTS]),
+        ("import contracts", [python, "-c", CONTRACTS]),
         ("tests", [python, "-m", "pytest", *pytest_arguments]),
     )
     # No test may ask the network for a model; a test that tries should fail here as it does without one.
