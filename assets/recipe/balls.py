@@ -74,7 +74,7 @@ PENTAGON_REACH, HEXAGON_REACH = 2.32744, 2.26728  # the truncated icosahedron's 
 
 def basketball(points: np.ndarray) -> np.ndarray:
     """Orange with black seams: two great circles and two curves bent away from one of them; points (..., 3)."""
-    x, y, z = np.moveaxis(points, -1, 0)
+    x, y = points[..., 0], points[..., 1]
     bent = x * x - 0.22 - 0.62 * y * y
     slope = 2 * np.sqrt(x * x + (0.62 * y) ** 2) + 1e-6
     to_seam = np.minimum(np.minimum(np.abs(x), np.abs(y)), np.abs(bent) / slope)

@@ -70,10 +70,29 @@ def pick(rng: np.random.Generator, options) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def sample_scene(rng: np.random.Generator, single: bool = False) -> Scene:
-    """Choose what to draw. `single` leaves out the drawings of two and three things."""
+def is_held_out(shape: str, colour: str, background: str) -> bool:
+    """Whether this combination is kept from training: one in eight, so that prompts can ask for something new."""
+    numbers = list(SHAPES).index(shape), list(COLOURS).index(colour), list(COLOURS).index(background)
+    return (3 * numbers[0] + numbers[1] + 5 * numbers[2]) % 8 == 0
+
+
+def sample_subject(rng: np.random.Generator) -> tuple[str, str, str]:
+    """A shape, its colour and another colour for the background."""
     shape, colour = pick(rng, SHAPES), pick(rng, COLOURS)
-    background = pick(rng, [name for name in COLOURS if name != colour])
+    return shape, colour, pick(rng, [name for name in COLOURS if name != colour])
+
+
+def sample_scene(rng: np.random.Generator, single: bool = False, held_out: bool | None = None) -> Scene:
+    """Choose what to draw.
+
+    Args:
+        rng: where the choices come from.
+        single: leave out the drawings of two and three things.
+        held_out: only combinations that are held out (True) or trained on (False); None takes both.
+    """
+    shape, colour, background = sample_subject(rng)
+    while held_out is not None and is_held_out(shape, colour, background) != held_out:
+        shape, colour, background = sample_subject(rng)
     pattern = pick(rng, PATTERNS) if rng.random() < 0.45 else "plain"
     many = 1 if single or rng.random() < 0.82 else int(rng.integers(2, 4))
     size = pick(rng, ("small", "large", "")) if many == 1 else ""
@@ -219,5 +238,5 @@ def render(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> np.ndarr
 def draw(space: int, index: int, single: bool = False, full: bool = False) -> tuple[np.ndarray, str, Scene]:
     """Drawing number `index` of a seed space: picture, caption and what it shows."""
     rng = np.random.default_rng([space, index])
-    scene = sample_scene(rng, single)
+    scene = sample_scene(rng, single, {TRAIN: False, HELD_OUT: True}.get(space))
     return render(scene, rng), caption(scene, rng, full), scene

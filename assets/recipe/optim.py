@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .together import add_up, join
+
 
 @torch.no_grad()
 def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
@@ -25,28 +27,35 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is orthogonalised per weight matrix; kernels count as (out, in * height * width)."""
+    """Momentum whose direction is orthogonalised per weight matrix; kernels count as (out, in * height * width).
+
+    Several processes share the orthogonalising: each does every `count`-th matrix and the results are added up.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float = 0.01, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        self.rank, self.count = join()
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.update(parameter, group["lr"], group["momentum"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            directions = [
+                self.direction(parameter, group["momentum"], index % self.count == self.rank)
+                for index, parameter in enumerate(parameters)
+            ]
+            add_up(directions)
+            torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
-    def update(self, parameter: nn.Parameter, lr: float, momentum: float) -> None:
-        """One parameter's step."""
+    def direction(self, parameter: nn.Parameter, momentum: float, ours: bool) -> Tensor:
+        """One parameter's step of size 1, or zeros where another process finds it."""
         state = self.state[parameter]
         buffer = state.setdefault("momentum", torch.zeros_like(parameter))
         buffer.lerp_(parameter.grad, 1 - momentum)
-        direction = parameter.grad.lerp(buffer, momentum)
-        rows = direction.shape[0]
-        matrix = orthogonalise(direction.reshape(rows, -1))
-        scale = max(1.0, rows / matrix.shape[1]) ** 0.5
-        parameter.add_(matrix.view(direction.shape), alpha=-lr * scale)
+        if not ours:
+            return torch.zeros_like(parameter)
+        matrix = orthogonalise(parameter.grad.lerp(buffer, momentum).flatten(1))
+        return (matrix * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5).reshape(parameter.shape)
 
 
 def split_parameters(named: Iterable[tuple[str, nn.Parameter]], edges: tuple[str, ...]) -> tuple[list, list]:
