@@ -1,0 +1,1 @@
+"""The part of Athanor that lives inside a WebUI's process."""
