@@ -57,7 +57,7 @@ def open_file(path: Path) -> Source:
     header = safetensors_io.read_header(path)
 
     def load(wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-        return safetensors_io.load(path, mapped=True, wanted=wanted)[0]
+        return safetensors_io.load(path, mapped=True, wanted=wanted, header=header)[0]
 
     return Source(header.tensors, load, header.metadata)
 

@@ -196,7 +196,11 @@ def _checked_dtypes(path: Path, header: Header) -> None:
 
 
 def load(
-    path: Path | str, *, mapped: bool = False, wanted: Callable[[str], bool] | None = None
+    path: Path | str,
+    *,
+    mapped: bool = False,
+    wanted: Callable[[str], bool] | None = None,
+    header: Header | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """`(tensors, metadata)` of a safetensors file.
 
@@ -205,23 +209,31 @@ def load(
             large base. The file must then not be replaced while they live (Windows refuses to). Otherwise the tensors
             have memory of their own.
         wanted: which names to load; None means all.
+        header: what `read_header` gave for this file, where it was read already.
 
     Raises:
         InputError: see `read_header`.
     """
     path = Path(path)
-    header = read_header(path)
+    header = header or read_header(path)
     _checked_dtypes(path, header)
     names = [name for name in header.tensors if wanted is None or wanted(name)]
     if not any(header.tensors[name].numel for name in names):
         return {name: _empty(header.tensors[name]) for name in names}, header.metadata
-    storage = torch.UntypedStorage.from_file(os.fspath(path), False, path.stat().st_size)
+    storage = _map(path)
     tensors = {}
     for name in names:
         info = header.tensors[name]
         tensor = _empty(info) if not info.numel else _aligned_view(storage, info, header.data_start)
         tensors[name] = tensor if mapped else tensor.clone()
     return tensors, header.metadata
+
+
+def _map(path: Path) -> torch.UntypedStorage:
+    try:
+        return torch.UntypedStorage.from_file(os.fspath(path), False, path.stat().st_size)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: this file cannot be read ({error}).") from None
 
 
 def _empty(info: TensorInfo) -> torch.Tensor:
