@@ -240,6 +240,20 @@ def test_applying_a_plan():
     assert [type(module) for module in plain.unet.modules()] == classes
 
 
+def test_what_is_trained_becomes_float32():
+    from peft import LoraConfig, inject_adapter_in_model
+
+    class Base:
+        text_encoders = ()
+        unet = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8, dtype=torch.bfloat16)}).requires_grad_(False)
+
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["a"]), Base.unet)
+    _plan(device="cpu").apply(Base)
+    dtypes = {p.dtype for p in Base.unet.parameters() if p.requires_grad}
+    assert dtypes == {torch.float32}
+    assert Base.unet["a"].base_layer.weight.dtype == torch.bfloat16
+
+
 def test_free_memory_of_this_machine():
     free = memory.free_bytes(torch.device("cpu"))
     assert free > 0

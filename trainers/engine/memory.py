@@ -89,10 +89,16 @@ class MemoryPlan:
         return shown
 
     def apply(self, base: Any) -> None:
-        """Brings the loaded base (`unet`, `text_encoders`) into the planned form; adapters must be in place already."""
+        """Brings the loaded base (`unet`, `text_encoders`) into the planned form; adapters must be in place already.
+
+        What is trained becomes float32, whatever the base has: small steps would be lost in 16 bits.
+        """
         for module in [base.unet, *base.text_encoders]:
             if module is None:
                 continue
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
             if self.storage_dtype != self.compute_dtype:
                 freeze_module_weights(module, self.storage_dtype, self.compute_dtype)
             if self.gradient_checkpointing:
