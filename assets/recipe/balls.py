@@ -86,7 +86,7 @@ def football(points: np.ndarray) -> np.ndarray:
     """White with black pentagons and fine grey seams between the hexagons."""
     five = (points @ PENTAGONS.T).max(-1) / PENTAGON_REACH
     six = np.sort(points @ HEXAGONS.T, axis=-1)[..., -2:] / HEXAGON_REACH
-    skin, patch, seam = np.array([246, 246, 244.0]), np.array([22, 22, 24.0]), np.array([120, 120, 124.0])
+    skin, patch, seam = np.array([246, 246, 244.0]), np.array([22, 22, 24.0]), np.array([186, 186, 190.0])
     colour = np.where((six[..., 1] - six[..., 0] < 0.36 * SEAM / HEXAGON_REACH)[..., None], seam, skin)
     return np.where((five > six[..., 1] * 0.995)[..., None], patch, colour)
 
@@ -146,9 +146,9 @@ def ball_scene(ball: Ball, rng: np.random.Generator, ground: str) -> tuple[np.nd
     """One picture of a ball and its caption."""
     pattern = str(rng.choice(["plain", "plain", "plain", "striped", "dotted", "checked"]))
     size = str(rng.choice(["large", "", "", "large"]))
-    radius = {"large": rng.uniform(0.72, 0.84), "": rng.uniform(0.56, 0.66)}[size]
+    radius = {"large": rng.uniform(0.78, 0.88), "": rng.uniform(0.62, 0.72)}[size]
     where = str(rng.choice(["left", "right", "top", "bottom", "", ""])) if not size else ""
-    step = 0.93 - radius
+    step = 0.94 - radius
     x, y = {"left": (-step, 0), "right": (step, 0), "top": (0, -step), "bottom": (0, step), "": (0, 0)}[where]
     x, y = x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03)
     canvas = patterned_ground(ground, pattern, rng, SIZE * FINE)

@@ -160,9 +160,69 @@ def draw_rich(index: int, space: int = RICH) -> np.ndarray:
     return np.clip(small + 0.5, 0, 255).astype(np.uint8)
 
 
+def directions(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Points spread over the unit sphere: a spiral, turned at random and shaken a little."""
+    height = 1 - (2 * np.arange(count) + 1) / count
+    angle = math.pi * (3 - math.sqrt(5)) * np.arange(count)
+    flat = np.sqrt(1 - height**2)
+    points = np.stack([flat * np.cos(angle), flat * np.sin(angle), height], axis=1)
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    points = points @ turn + rng.normal(0, 0.12, points.shape)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def rings_on(surface: np.ndarray, rng: np.random.Generator, width: float) -> np.ndarray:
+    """Where a few lines run over a round surface: cuts of the sphere with random planes."""
+    normals = directions(rng, int(rng.integers(2, 6)))
+    offsets = np.where(rng.random(len(normals)) < 0.5, 0.0, rng.uniform(-0.65, 0.65, len(normals)))
+    return (np.abs(surface @ normals.T - offsets) < width * np.sqrt(1 - offsets**2)).any(-1)
+
+
+def patches_on(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where patches with three to seven corners, or round ones, lie on a round surface."""
+    middles = directions(rng, int(rng.integers(6, 19)))
+    reach, corners = rng.uniform(0.55, 1.05) / math.sqrt(len(middles)) * 1.5, int(rng.integers(3, 8))
+    inside = np.zeros(surface.shape[:-1], bool)
+    for middle in middles:
+        first = np.cross(middle, rng.normal(size=3))
+        first /= np.linalg.norm(first)
+        second = np.cross(middle, first)
+        front = surface @ middle
+        angle = np.arange(corners) * (2 * math.pi / corners)
+        sides = np.outer(np.cos(angle), first) + np.outer(np.sin(angle), second)
+        inside |= (front > 0) & ((surface @ sides.T).max(-1) < reach * 0.85 * front)
+    return inside
+
+
+def marked_sphere(picture: np.ndarray, rng: np.random.Generator, fine: int = 2) -> np.ndarray:
+    """Something round, lit from one side, with dark lines or patches that follow its surface; float (64, 64, 3)."""
+    radius = rng.uniform(0.45, 0.9)
+    x, y = rng.uniform(-1, 1, 2) * max(0.05, 0.97 - radius)
+    v, u = np.mgrid[-1 : 1 : SIZE * fine * 1j, -1 : 1 : SIZE * fine * 1j].astype(np.float32)
+    u, v = (u - x) / radius, (v - y) / radius
+    depth = 1 - u * u - v * v
+    surface = np.stack([u, v, np.sqrt(np.clip(depth, 0, None))], axis=-1).astype(np.float32)
+    marks = patches_on(surface, rng) if rng.random() < 0.5 else rings_on(surface, rng, rng.uniform(0.035, 0.1))
+    skin, ink = any_colour(rng), dark(rng) if rng.random() < 0.85 else any_colour(rng)
+    light = rng.normal(size=3) + np.array([0, 0, 1.5])
+    shadow = rng.uniform(0, 0.4)
+    brightness = 1.05 - shadow + shadow * np.clip(surface @ (light / np.linalg.norm(light)), -0.3, 1)
+    painted = np.where(marks[..., None], ink, skin) * brightness[..., None]
+    layers = np.concatenate([painted, np.ones_like(depth)[..., None]], -1) * (depth > 0)[..., None]
+    small = layers.reshape(SIZE, fine, SIZE, fine, 4).mean((1, 3))
+    return picture * (1 - small[..., 3:]) + small[..., :3]
+
+
+def draw_sphere(rng: np.random.Generator) -> np.ndarray:
+    """A marked sphere before a plain, patterned or graded ground."""
+    behind = np.asarray(ground(rng).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
+    return np.clip(marked_sphere(behind, rng) + 0.5, 0, 255).astype(np.uint8)
+
+
 def autoencoder_picture(index: int, space: int = RICH) -> np.ndarray:
-    """What the autoencoder sees: one part in three the base's own drawings, the rest richer ones."""
+    """What the autoencoder sees: the base's own drawings, richer ones, and round things with marks."""
     rng = np.random.default_rng([space, index, 8])
-    if rng.random() < 0.36:
+    kind = rng.random()
+    if kind < 0.3:
         return render(sample_scene(rng), rng)
-    return draw_rich(index, space)
+    return draw_sphere(rng) if kind < 0.7 else draw_rich(index, space)
