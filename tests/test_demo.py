@@ -1,0 +1,129 @@
+"""The demonstration: its figures, its page, and one run of it on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from trainers.demo import picture, run
+from trainers.errors import InputError
+from trainers.events import EventLog
+
+FIELDS = (
+    "seconds", "seconds_total", "validation_loss_base", "validation_loss_trained", "prior_loss_base",
+    "prior_loss_trained", "steps", "lora",
+)  # fmt: skip
+
+
+def _report(validation: float, prior: float) -> dict:
+    return {
+        "validation_loss_base": 0.2,
+        "validation_loss_trained": 0.2 * validation,
+        "prior_loss_base": 0.1,
+        "prior_loss_trained": 0.1 * prior,
+    }
+
+
+@pytest.mark.parametrize(
+    ("validation", "prior", "said"),
+    [
+        (0.7, 1.02, ("-30 %", "+2 %", "it learned the basketball", "forgot little")),
+        (0.95, 1.0, ("-5 %", "less of the basketball")),
+        (0.6, 1.2, ("-40 %", "+20 %", "forgot some")),
+    ],
+)
+def test_the_verdict_is_honest(validation, prior, said):
+    text = run.verdict(_report(validation, prior))
+    assert all(part in text for part in said)
+
+
+def test_the_figures_come_from_the_runs_last_events(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.emit("validation", step=0, loss=0.3, base_loss=0.3, prior_loss=0.1, prior_base_loss=0.1)
+    for step in (1, 2):
+        log.emit("step", step=step, seconds=1.5)
+    log.emit("validation", step=2, loss=0.2, base_loss=0.3, prior_loss=0.11, prior_base_loss=0.1)
+    log.emit("done", step=2, path="x.safetensors", seconds=9.0)
+    log.close()
+    figures = run.measured(tmp_path)
+    assert figures["seconds"] == 3.0 and figures["steps"] == 2
+    assert figures["validation_loss_trained"] == 0.2 and figures["prior_loss_trained"] == 0.11
+    assert figures["lora"] == str(tmp_path / "x.safetensors")
+
+
+def test_the_page_shows_every_picture_where_it_belongs():
+    red, blue = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
+    rows = [picture.Row("a prompt that is long enough to need a second line", (1, 2), [red, red], [blue, blue])] * 2
+    page = picture.compose("Title", "subtitle " * 40, [picture.Group("heading", rows)], "footnote")
+    pixels = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).reshape(page.height, page.width, 3)
+    for colour, first in (((255, 0, 0), picture.MARGIN + picture.LABEL_WIDTH), ((0, 0, 255), None)):
+        found = (pixels == torch.tensor(colour, dtype=torch.uint8)).all(-1)
+        assert int(found.sum()) == 4 * picture.TILE**2
+        if first is not None:
+            assert int(found.any(0).nonzero()[0]) == first
+    assert page.height < 1000 and pixels[-1].min() == 255
+
+
+def test_wrapping_keeps_every_word_and_long_words_whole():
+    page = Image.new("RGB", (10, 10))
+    from PIL import ImageDraw
+
+    draw, font = ImageDraw.Draw(page), picture._font(16)
+    text = "one two three " + "x" * 80 + " four"
+    lines = picture.wrap(draw, text, font, 120)
+    assert " ".join(lines) == text
+    assert all(draw.textlength(line, font=font) <= 120 or " " not in line for line in lines)
+
+
+def test_a_missing_base_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.safetensors is missing"):
+        run.demonstrate(tmp_path, run.Task(base=tmp_path / "nowhere.safetensors"))
+
+
+def test_a_file_is_added_to_the_weights_as_the_format_says(tiny_base, tmp_path):
+    from trainers.bases.loader import load_base, module_for
+    from trainers.formats import adapters, safetensors_io
+    from trainers.formats.sites import text_sites, unet_sites
+
+    base = load_base(tiny_base("sd1"), parts=("unet", "text"))
+    chosen = [unet_sites(base.family)[5], text_sites(base.family, 0)[3]]
+    entries, wanted = {}, {}
+    for site in chosen:
+        weight = module_for(base, site).weight.detach().clone()
+        down, up = torch.randn(4, weight.shape[1]), torch.randn(weight.shape[0], 4)
+        entries[site.name] = {"lora_down": down, "lora_up": up, "alpha": 2.0}
+        wanted[site.name] = weight.float() + 0.5 * (up @ down).reshape(weight.shape)
+    safetensors_io.save(tmp_path / "x.safetensors", adapters.to_kohya(entries), {})
+    assert run.put_in(base, tmp_path / "x.safetensors") == 2
+    for site in chosen:
+        assert torch.allclose(module_for(base, site).weight.float(), wanted[site.name], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_whole_demonstration(tiny_base, tmp_path, monkeypatch):
+    preset = Path(run.ROOT / "presets" / "demo.yaml").read_text(encoding="utf-8")
+    short = "".join(line for line in preset.splitlines(True) if not line.startswith(("steps", "batch", "validation_d")))
+    changes = "steps: 2\nbatch_size: 1\nvalidation_draws: 1\nthreads: 1\n"
+    (tmp_path / "short.yaml").write_text(short + changes, encoding="utf-8")
+    for source, target in (("basketball/train", "train"), ("basketball/held-out", "held-out"), ("unrelated", "other")):
+        (tmp_path / "few" / target).mkdir(parents=True)
+        for path in sorted((run.ROOT / "assets" / "pictures" / source).iterdir())[:4]:
+            shutil.copy(path, tmp_path / "few" / target)
+    monkeypatch.setattr(run, "SEEDS", (3,))
+    monkeypatch.setattr(run, "TAUGHT", run.TAUGHT[:1])
+    monkeypatch.setattr(run, "KEPT", run.KEPT[:1])
+    monkeypatch.setattr(run, "DRAWING", {"steps": 2, "cfg": 2.0})
+    out = tmp_path / "out put 中文"
+    few = tmp_path / "few"
+    run.demonstrate(out, run.Task(tiny_base("sd1"), few, few / "other", str(tmp_path / "short.yaml")))
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert set(FIELDS) <= set(report)
+    assert report["steps"] == 2 and Path(report["lora"]).is_file()
+    assert report["seconds_total"] > report["seconds"] > 0
+    with Image.open(out / "before-after.png") as page:
+        assert page.width > 700
