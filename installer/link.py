@@ -79,7 +79,7 @@ def _give_base(root: Path, webui: Path) -> None:
     encoder = folder / f"{BASE}-text-encoder"
     settings = (model.with_suffix(".yaml")).read_text(encoding="utf-8")
     # The host opens this file with its own working folder, so the path in it must be complete.
-    settings = settings.replace("TEXT_ENCODER_FOLDER", json.dumps(encoder.as_posix(), ensure_ascii=False)[1:-1])
+    settings = settings.replace("ATHANOR_TEXT_ENCODER", json.dumps(encoder.as_posix(), ensure_ascii=False))
     folder.mkdir(parents=True, exist_ok=True)
     _make_text_encoder_folder(root, encoder)
     _put_file(model, folder / model.name)

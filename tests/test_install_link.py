@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from installer import doctor, link
 from installer.problems import SetupError
@@ -30,7 +31,7 @@ def project(tmp_path) -> Path:
     encoder.mkdir(parents=True)
     (encoder / "config.json").write_text('{"model_type": "clip_text_model"}')
     (folder / "assets" / "base" / "athanor-base.safetensors").write_bytes(b"weights")
-    (folder / "assets" / "base" / "athanor-base.yaml").write_text("version: TEXT_ENCODER_FOLDER\n")
+    (folder / "assets" / "base" / "athanor-base.yaml").write_text("version: ATHANOR_TEXT_ENCODER\n")
     (folder / "install.py").write_text("")
     return folder
 
@@ -87,7 +88,8 @@ def test_the_base_comes_with_its_settings_and_vocabulary(webui, project, vocabul
     folder = webui / "models" / "Stable-diffusion"
     encoder = folder / "athanor-base-text-encoder"
     assert (folder / "athanor-base.safetensors").read_bytes() == b"weights"
-    assert (folder / "athanor-base.yaml").read_text(encoding="utf-8") == f"version: {encoder.as_posix()}\n"
+    settings = yaml.safe_load((folder / "athanor-base.yaml").read_text(encoding="utf-8"))
+    assert settings == {"version": encoder.as_posix()}
     assert json.loads((encoder / "vocab.json").read_text(encoding="utf-8"))["cat</w>"] == 2368
     assert (encoder / "merges.txt").exists() and (encoder / "config.json").exists()
     assert link.link(webui, with_base=True, root=project) == 0
