@@ -82,6 +82,9 @@ class _Reader(pickle.Unpickler):
             ),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("torch.nn.modules.container", "ParameterDict"): _ParameterDict,
+            # A module's state (a ParameterDict is one) always holds an empty set.
+            ("__builtin__", "set"): set,
+            ("builtins", "set"): set,
         }
         if (module, name) in known:
             return known[module, name]
