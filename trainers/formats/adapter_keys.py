@@ -266,3 +266,5 @@ def _count(found: Recognised) -> None:
             found.kinds[kind] = found.kinds.get(kind, 0) + 1
             component = components[name]
             found.components[component] = found.components.get(component, 0) + 1
+    order = FAMILIES[found.family].components
+    found.components = {name: found.components[name] for name in order if name in found.components}
