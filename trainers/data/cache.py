@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from trainers.data.walk import CACHE_FOLDER
 from trainers.errors import InputError
@@ -101,13 +102,15 @@ def _unwritable(folder: Path) -> str | None:
     return None
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
-    return total.hexdigest()
+def _parts(data: bytes) -> tuple[dict[str, str], memoryview]:
+    """(metadata, the bytes after the header) of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return header.get("__metadata__", {}), memoryview(data)[8 + length :]
+
+
+def _checksum(body: memoryview) -> str:
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
 class Entries:
@@ -134,22 +137,20 @@ class Entries:
 
     def write(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        metadata = {"settings": self._settings, "checksum": _checksum(tensors)}
+        metadata = {"settings": self._settings}
+        metadata["checksum"] = _checksum(_parts(save(tensors, metadata))[1])
         write_atomically(self.path(key), save(tensors, metadata))
 
     def read(self, key: str) -> dict[str, torch.Tensor] | None:
-        """The entry's tensors; None when it is missing, damaged, or of other settings."""
-        path = self.path(key)
+        """The entry's tensors, in memory of their own; None when it is missing, damaged, or of other settings."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("settings") != self._settings:
-                    return None
-                # Copies: a mapped file could not be replaced on Windows, and would change under us elsewhere.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError):
+            data = self.path(key).read_bytes()
+            metadata, body = _parts(data)
+            if metadata.get("settings") != self._settings or metadata.get("checksum") != _checksum(body):
+                return None
+            return load(data)
+        except (OSError, SafetensorError, ValueError, AttributeError):
             return None
-        return tensors if metadata.get("checksum") == _checksum(tensors) else None
 
 
 class _Texts(Mapping[str, dict[str, torch.Tensor]]):
@@ -159,11 +160,16 @@ class _Texts(Mapping[str, dict[str, torch.Tensor]]):
         self._entries, self._keys, self._room = entries, keys, limit
         self._held: dict[str, dict[str, torch.Tensor]] = {}
 
-    def hold(self, text: str, tensors: dict[str, torch.Tensor]) -> None:
+    def hold(self, text: str) -> bool:
+        """Read the entry and keep it while there is room; False when it is damaged."""
+        tensors = self._entries.read(self._keys[text])
+        if tensors is None:
+            return False
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if size <= self._room:
             self._room -= size
             self._held[text] = tensors
+        return True
 
     def __getitem__(self, text: str) -> dict[str, torch.Tensor]:
         if text in self._held:
@@ -203,21 +209,19 @@ class TextCache:
         """
         keys = {text: digest(text) for text in sorted(set(texts))}
         result = _Texts(self._entries, keys, self._limit)
-        known, missing = self._entries.known(), []
-        for text, key in keys.items():
-            tensors = self._entries.read(key) if key in known else None
-            if tensors is None:
-                missing.append(text)
-            else:
-                result.hold(text, tensors)
+        known = self._entries.known()
+        missing = [text for text, key in keys.items() if key not in known or not result.hold(text)]
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             with torch.no_grad():
                 made = encode(batch)
             for text, mapping in zip(batch, made, strict=True):
-                tensors = {name: value.detach().cpu() for name, value in mapping.items() if value is not None}
+                tensors = {name: value for name, value in mapping.items() if value is not None}
                 self._entries.write(keys[text], tensors)
-                result.hold(text, tensors)
+            del made
             if report:
                 report(min(start + batch_size, len(missing)), len(missing), "texts")
+        # Held only now: small blocks that stay, made between the encoder's large ones, would leave memory in shreds.
+        for text in missing:
+            result.hold(text)
         return result

@@ -127,7 +127,7 @@ class CaptionReader:
             (self.undecodable, "caption file", "not readable as text"),
             (self.empty, "caption file", "empty"),
             (self.many_lines, "caption", "several lines, all of which are used"),
-            (lost, "metadata entry" if len(lost) == 1 else "metadata entrie", "no picture of that name"),
+            (lost, "metadata line", "no picture of that name"),
         ]
         notes += [
             (names, "caption", f"read as {encoding.upper()}") for encoding, names in sorted(self.encodings.items())

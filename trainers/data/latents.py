@@ -21,7 +21,7 @@ from trainers.errors import InputError
 from trainers.rng import python_random
 
 RANDOM_CROPS = 4
-MEMORY_LIMIT = 512 << 20
+MEMORY_LIMIT = 256 << 20
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -93,8 +93,11 @@ class LatentStore:
     """Moments (mean, log variance) and masks of cuts: from memory up to a bound, from the cache folder beyond."""
 
     def __init__(self, entries: Entries, factor: int, memory_limit: int = MEMORY_LIMIT) -> None:
-        self._entries, self.factor, self._room = entries, factor, memory_limit
+        self._entries, self.factor, self._limit = entries, factor, memory_limit
         self._held: dict[str, dict[str, torch.Tensor]] = {}
+        # One block for all that is held: many small ones made between the autoencoder's large ones would keep the
+        # memory between them from being used again.
+        self._block, self._used = torch.empty(0), 0
 
     def ensure(
         self,
@@ -104,13 +107,12 @@ class LatentStore:
         report: Callable[[int, int, str], None] | None,
     ) -> int:
         """Make what is missing or damaged; returns how many were encoded."""
-        known, missing, done = self._entries.known(), {}, 0
-        for picture, cut in wanted:
-            key = cut.key(picture)
-            if key not in missing and not self._is_there(key, cut, known):
-                missing[key] = (picture, cut)
-        batches = list(_same_size_batches(missing, batch_size))
-        for keys, pixels, masks in self._rendered(missing, batches):
+        cuts = {cut.key(picture): (picture, cut) for picture, cut in wanted}
+        self._make_room(cut for _, cut in cuts.values())
+        known = self._entries.known()
+        missing = {key: pair for key, pair in cuts.items() if not self._is_there(key, pair[1], known)}
+        done = 0
+        for keys, pixels, masks in self._rendered(missing, list(_same_size_batches(missing, batch_size))):
             with torch.no_grad():
                 moments = encode(pixels).detach().float().cpu()
             for key, moment, mask in zip(keys, moments, masks, strict=True):
@@ -118,48 +120,54 @@ class LatentStore:
                     raise InputError(
                         f"{missing[key][0].path}: the autoencoder makes values of this picture that are not finite."
                     )
-                tensors = {"moments": moment} if mask is None else {"moments": moment, "mask": mask}
-                self._entries.write(key, tensors)
-                self._hold(key, tensors)
+                self._entries.write(key, {"moments": moment} if mask is None else {"moments": moment, "mask": mask})
             done += len(keys)
             if report:
                 report(done, len(missing), "pictures prepared")
+        for key in missing:
+            self._hold(key, self._entries.read(key) or {})
         return done
 
     def read(self, picture: Picture, cut: Cut) -> dict[str, torch.Tensor]:
         """{"moments": [2 C, h, w], "mask": [1, h, w] where there is one}; float32."""
         key = cut.key(picture)
-        if key in self._held:
-            return self._held[key]
-        tensors = self._entries.read(key)
+        tensors = self._held.get(key) or self._entries.read(key)
         if tensors is None:
             self._entries.path(key).unlink(missing_ok=True)
             raise InputError(
                 f"The prepared version of {picture.path} was damaged or removed; resume the run and it is made again."
             )
-        self._hold(key, tensors)
         return tensors
 
+    def _cells(self, cut: Cut) -> int:
+        return (cut.bucket[0] // self.factor) * (cut.bucket[1] // self.factor)
+
+    def _make_room(self, cuts: Iterable[Cut]) -> None:
+        numbers = sum(9 * self._cells(cut) for cut in cuts)  # eight channels of moments and a mask
+        self._block, self._used, self._held = torch.empty(min(numbers, self._limit // 4)), 0, {}
+
+    def _hold(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
+        if self._used + sum(tensor.numel() for tensor in tensors.values()) > self._block.numel():
+            return
+        kept = {}
+        for name, tensor in tensors.items():
+            place = self._block[self._used : self._used + tensor.numel()].view(tensor.shape)
+            kept[name] = place.copy_(tensor)
+            self._used += tensor.numel()
+        self._held[key] = kept
+
     def _is_there(self, key: str, cut: Cut, known: dict[str, int]) -> bool:
-        """Size alone for a large data set, the whole content as long as it fits into memory."""
-        cells = (cut.bucket[0] // self.factor) * (cut.bucket[1] // self.factor)
-        if key in self._held:
-            return True
+        """By the file's size alone for a large data set; by its whole content as long as that fits into memory."""
+        cells = self._cells(cut)
         if known.get(key, 0) < 8 * cells * 4:
             return False
-        if known[key] > self._room:
+        if self._used + 9 * cells > self._block.numel():
             return True
         tensors = self._entries.read(key)
         if tensors is None or "moments" not in tensors:
             return False
         self._hold(key, tensors)
         return True
-
-    def _hold(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if size <= self._room and key not in self._held:
-            self._room -= size
-            self._held[key] = tensors
 
     def _rendered(
         self, missing: dict[str, tuple[Picture, Cut]], batches: list[list[str]]
