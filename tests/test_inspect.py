@@ -239,7 +239,8 @@ class TestMetadata:
         text_encoder_lr unet_lr optimizer lr_scheduler lr_warmup_steps max_train_steps max_grad_norm
         gradient_accumulation_steps gradient_checkpointing num_train_images num_validation_images num_reg_images
         num_batches_per_epoch num_epochs batch_size_per_device total_batch_size resolution color_aug flip_aug
-        random_crop shuffle_caption enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso keep_tokens dataset_dirs
+        random_crop shuffle_caption enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso keep_tokens
+        dataset_dirs
         reg_dataset_dirs tag_frequency bucket_info datasets network_module network_dim network_alpha network_dropout
         network_args mixed_precision v2 base_model_version clip_skip max_token_length cache_latents sd_model_name
         sd_model_hash new_sd_model_hash noise_offset multires_noise_iterations multires_noise_discount
