@@ -8,6 +8,7 @@ whose change of the layer's weight is `up . down . alpha / r` (parts of other ki
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Adapter:
 
 
 def _rank(entry: Mapping[str, Any]) -> int:
-    return entry["lora_down"].shape[0]
+    shape = entry["lora_down"].shape
+    return shape[0] if len(shape) else 0
 
 
 def _site(family: Family, name: str) -> Site:
@@ -187,7 +189,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _stated_alphas(config: Mapping[str, Any], component: str) -> dict[str, float]:
+def _stated_alphas(config: Mapping[str, Any]) -> dict[str, float]:
     """alpha by path from PEFT's description ("" for the rest), with rsLoRA's scale folded in by the caller."""
     alphas = {"": float(config.get("lora_alpha") or 0)}
     for path, value in dict(config.get("alpha_pattern") or {}).items():
@@ -209,36 +211,39 @@ def _header_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[s
     return configs
 
 
-def _alpha_from(config: Mapping[str, Any], site: Site, rank: int) -> float | None:
+def _alpha_from(path: Path, config: Mapping[str, Any], site: Site, rank: int) -> float | None:
     if not config:
         return None
     try:
-        alphas = _stated_alphas(config, site.component)
+        alphas = _stated_alphas(config)
         alpha = alphas[""] or float(rank)
         for pattern, value in alphas.items():
             if pattern and (site.path == pattern or site.path.endswith(f".{pattern}")):
                 alpha = value
     except (TypeError, ValueError):
-        raise InputError("the adapter's description holds an alpha that is not a number.") from None
+        raise InputError(f"{path}: this adapter's description holds an alpha that is not a number.") from None
     return alpha * rank**0.5 if config.get("use_rslora") else alpha
 
 
-def _number(value: Any) -> float:
-    return float(value.item() if isinstance(value, torch.Tensor) else value)
+def _alpha_number(path: Path, name: str, value: Any) -> float:
+    number = float(value.item()) if isinstance(value, torch.Tensor) and value.numel() == 1 else math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{path}: the alpha of {name} is not a number; the file is damaged.")
+    return number
 
 
 def _entries(
-    found: Recognised, tensors: Mapping[str, torch.Tensor], configs: Mapping[str, Mapping[str, Any]]
+    path: Path, found: Recognised, tensors: Mapping[str, torch.Tensor], configs: Mapping[str, Mapping[str, Any]]
 ) -> Entries:
     family = FAMILIES[found.family]
     entries: Entries = {}
     for name, parts in found.sites.items():
         entry: Entry = {part: tensors[key] for part, key in parts.items()}
         if "alpha" in entry:
-            entry["alpha"] = _number(entry["alpha"])
+            entry["alpha"] = _alpha_number(path, name, entry["alpha"])
         if "lora_down" in entry:
             site = _site(family, name)
-            stated = _alpha_from(configs.get(site.component, {}), site, _rank(entry))
+            stated = _alpha_from(path, configs.get(site.component, {}), site, _rank(entry))
             entry.setdefault("alpha", stated if stated is not None else float(_rank(entry)))
         entries[name] = entry
     return entries
@@ -296,7 +301,7 @@ def _adapter(path: Path, tensors, metadata, configs, family: str | None) -> Adap
     found = recognise(shapes, metadata.get("ss_base_model_version", ""), family)
     if not found.family or not found.sites:
         raise InputError(f"{path}: this is no adapter of a known kind for Stable Diffusion 1.x, 2.x or XL.")
-    entries = _entries(found, tensors, configs)
+    entries = _entries(path, found, tensors, configs)
     _check_lora(path, entries)
     return Adapter(entries, found.family, found, dict(metadata))
 
