@@ -116,7 +116,8 @@ def test_metadata_in_a_subfolder_and_kohya_tags(tmp_path):
         ('{"file_name": "a.png", "text": "one"}\n{oops\n', "line 2"),
         ('{"text": "one"}\n', "entry 1 does not say which picture"),
         ('{"file_name": "a.png"}\n', "a.png has no caption"),
-        ("[1, 2]", "does not say which picture|entry 1"),
+        ("[1, 2]", "entry 1 does not say which picture"),
+        ("[" * 100000, "damaged"),
     ],
 )
 def test_damaged_metadata_names_the_line(tmp_path, text, part):
@@ -161,6 +162,12 @@ def test_captions_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path):
     (tmp_path / "a.caption").write_text("x", encoding="utf-8")
     with pytest.raises(InputError, match=r"captions: txt finds no caption .* a\.caption"):
         read(tmp_path, captions="txt")
+
+
+def test_a_novel_is_no_caption(tmp_path):
+    put(tmp_path / "a.png", "word " * 300_000)
+    with pytest.raises(InputError, match="no readable caption"):
+        read(tmp_path)
 
 
 def test_orphans_and_empty_files_are_said(tmp_path):

@@ -297,6 +297,8 @@ def test_latents_beyond_the_memory_limit_come_from_disk(folder, monkeypatch):
 def test_cache_folder_by_option(folder, tmp_path):
     data = made(folder, cache_dir=str(tmp_path / "my cache"))
     assert data.cache_folder == tmp_path / "my cache" and not (folder / ".athanor-cache").exists()
+    again = made(folder, cache_dir=str(folder), cache_key="other")  # even among the pictures
+    assert len(made(folder, cache_dir=str(folder)).pictures) == len(again.pictures) == len(SIZES)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cache_dir: .* cannot be written"):
         made(folder, cache_dir=str(tmp_path / "file" / "x"))

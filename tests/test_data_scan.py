@@ -4,9 +4,10 @@ import os
 import sys
 
 import pytest
-from data_helpers import encoded, job_for, picture, put
+from data_helpers import Encoder, encoded, job_for, picture, put
 from PIL import Image
 
+from trainers.data.dataset import prepare
 from trainers.data.index import FileIndex
 from trainers.data.scan import scan
 from trainers.data.walk import natural
@@ -95,6 +96,20 @@ def test_hidden_and_system_folders_and_runs_are_left_out(tmp_path):
         (tmp_path / "run" / name).touch()
     result = read(tmp_path)
     assert keys(result) == ["a.png"] and any("training run" in note for note in result.notes)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text there")
+def test_names_that_are_no_text(tmp_path):
+    put(tmp_path / os.fsdecode(b"caf\xe9.png"), "a caf\u00e9")
+    data = prepare(job_for(tmp_path), encode_moments=Encoder(), cache_key="k")
+    assert data.batch(0).captions == ["a caf\u00e9"] and data.pictures[0].key == "caf\\udce9.png"
+
+
+def test_names_spelt_in_two_ways_belong_together(tmp_path):
+    put(tmp_path / "cafe\u0301.png")
+    (tmp_path / "caf\u00e9.txt").write_text("x", encoding="utf-8")
+    result = read(tmp_path)
+    assert keys(result) == ["caf\u00e9.png"] and result.pictures[0].caption == "x"
 
 
 def test_spaces_and_chinese_names(tmp_path):

@@ -40,9 +40,11 @@ def _candidates(data: bytes) -> list[str]:
     return ["utf-8", "gb18030", "cp1252"]
 
 
-def read_text(path: Path) -> tuple[str, str]:
-    """`decode_text` of a file; an unreadable file is an `UnreadableText` too."""
+def read_text(path: Path, limit: int = 1 << 20) -> tuple[str, str]:
+    """`decode_text` of a file; one that cannot be opened or has more than `limit` bytes is an `UnreadableText` too."""
     try:
+        if path.stat().st_size > limit:
+            raise UnreadableText(f"larger than {limit >> 20} MiB")
         return decode_text(path.read_bytes())
     except OSError as error:
         raise UnreadableText(error.strerror or str(error)) from None

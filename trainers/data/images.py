@@ -128,6 +128,6 @@ def _managed_rgb(image: Image.Image) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if image.mode == "CMYK" or "srgb" not in ImageCms.getProfileDescription(source).lower():
                 return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            return image.convert("RGB")  # a damaged profile: the numbers as they are
+        except (ImageCms.PyCMSError, ImportError, OSError, ValueError):
+            return image.convert("RGB")  # a damaged profile, or a Pillow without colour management
     return image.convert("RGB")

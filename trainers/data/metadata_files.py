@@ -22,11 +22,15 @@ _TEXT_KEYS = ("text", "caption", "prompt", "description")
 def read_metadata(path: Path) -> dict[str, str]:
     """{file name below the metadata file's folder, forward slashes: caption}; `InputError` names the damaged line."""
     try:
-        text, _ = read_text(path)
+        text, _ = read_text(path, limit=256 << 20)
     except UnreadableText as error:
         raise InputError(f"{path}: this caption file cannot be read ({error}).") from None
     captions = {}
-    for name, caption in _entries(path, text):
+    try:
+        entries = list(_entries(path, text))
+    except (csv.Error, RecursionError) as error:
+        raise InputError(f"{path}: this caption file is damaged ({error}).") from None
+    for name, caption in entries:
         captions[normal(name.replace("\\", "/")).removeprefix("./")] = " ".join(caption.split("\n")).strip()
     return captions
 

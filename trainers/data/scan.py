@@ -60,7 +60,6 @@ def scan(
 
         sources, options, notes = read_dataset_file(folder, job)
     else:
-        _refuse_cache(folder)
         sources, options, notes = _folder_sources(folder, job, is_regularisation, prefix, measured)
     total = Scan(options=options, notes=notes)
     for source in sources:
@@ -91,18 +90,13 @@ def _has_kohya_folders(folder: Path) -> bool:
         return False
 
 
-def _refuse_cache(folder: Path) -> None:
-    if CACHE_FOLDER in folder.resolve().parts or ((folder / "index.json").exists() and (folder / "latents").is_dir()):
-        raise InputError(
-            f"data: {folder} is a cache of prepared pictures; name the folder with the pictures themselves."
-        )
-
-
 def _nothing_left(folder: Path, skipped: Sequence[Skipped]) -> str:
     if skipped:
         listed = "; ".join(f"{each.path.name}: {each.reason}" for each in skipped[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         return f"data: nothing in {folder} can be used, of {counted(len(skipped), 'picture')} ({listed}{more})."
+    if CACHE_FOLDER in folder.resolve().parts or ((folder / "index.json").exists() and (folder / "latents").is_dir()):
+        return f"data: {folder} is a cache of prepared pictures; name the folder with the pictures themselves."
     names = [name for _, _, files in os.walk(folder) for name in files]
     for suffix, family in _OTHER_CACHES.items():
         if any(name.endswith(suffix) for name in names):

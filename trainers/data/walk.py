@@ -16,8 +16,8 @@ _SKIPPED_FOLDERS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system
 
 
 def normal(name: str) -> str:
-    """One spelling per name: macOS stores accents decomposed, others composed."""
-    return unicodedata.normalize("NFC", name)
+    """One spelling per name: macOS stores accents decomposed, others composed; bytes that are no text are spelt out."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
