@@ -212,6 +212,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"{error.filename or options.out}: cannot be written ({error.strerror or error}).", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     print(verdict(report))
     print(f"Before and after: {report['picture']}")
     print(f"The LoRA: {report['lora']}")
