@@ -66,7 +66,7 @@ class Training:
         words = [parameter for name, parameter in named if "embeddings" in name]
         others = [(name, parameter) for name, parameter in named if "embeddings" not in name]
         inner, rest = split_parameters(others, ("unet.conv_in", "unet.conv_out", "time_embedding"))
-        groups = [{"params": rest, "lr": 1e-3}, {"params": words, "lr": 3e-4}]
+        groups = [{"params": rest, "lr": 1e-3}, {"params": words, "lr": 1e-4}]
         return [torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0), Muon(inner, lr=muon)]
 
     def restore(self) -> None:
@@ -137,7 +137,7 @@ class Training:
         loss = 0.0
         while self.seconds < self.seconds_allowed:
             began = time.monotonic()
-            self.cache.grow(min(self.pieces, 4 + 2 * (self.step // 150)))
+            self.cache.grow(min(self.pieces, 2 + 2 * (self.step // 120)))
             now = self.train_step()
             loss = 0.97 * loss + 0.03 * now if loss else now
             self.seconds = agree(self.seconds + time.monotonic() - began)

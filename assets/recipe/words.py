@@ -12,6 +12,7 @@ from trainers.bases.tokenizer import clip_tokenizer
 
 BOS, EOS, LENGTH = 49406, 49407, 77
 OUTPUT_MEAN = 0.3  # hosts divide by the mean of the text model's output: it must never be near zero
+WORD_SIZE = 0.05  # so that a word's vector is as long as one of SD1's, which has 768 smaller numbers
 
 
 @lru_cache(1)
@@ -46,6 +47,7 @@ def text_config() -> CLIPTextConfig:
 def build_text_model() -> CLIPTextModel:
     """An untrained text model whose last norm is fixed, so that the output's mean is the same for every prompt."""
     model = CLIPTextModel._from_config(text_config(), attn_implementation="eager")
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=WORD_SIZE)
     norm = getattr(model, "text_model", model).final_layer_norm
     norm.bias.data.fill_(OUTPUT_MEAN)
     norm.requires_grad_(False)
