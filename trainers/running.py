@@ -10,12 +10,19 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainers.bases.detect import BaseInfo
+from trainers.data.survey import Survey, survey
 from trainers.display import Display
-from trainers.engine import runfolder
+from trainers.engine import optimizers, precision, runfolder
+from trainers.engine.lock import RunLock
+from trainers.engine.loop import Diverged, Loop
+from trainers.engine.memory import MemoryPlan
 from trainers.engine.runfolder import RunFolder
+from trainers.engine.session import check_base, make_plan, open_session
 from trainers.engine.world import World, join_world
 from trainers.errors import InputError
-from trainers.events import EventLog, take_commands
+from trainers.events import EventLog, read_events, take_commands
+from trainers.formats.families import FAMILIES
 from trainers.spec import Job
 
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -30,17 +37,27 @@ MEMORY_ADVICE = (
 )
 
 
-def check(job: Job) -> int:
-    """Say what is wrong with a job, or what it will do; nothing is trained or written."""
-    from trainers.data.survey import survey
-    from trainers.engine import precision
-    from trainers.engine.session import check_base, make_plan
-
+def settle(job: Job) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
+    """Everything that is known before a model is loaded: the job with every choice made and fixed (a resumed run must
+    not choose otherwise because less memory is free), the base, the memory plan and what the folders hold."""
     job, info = check_base(job)
     device = precision.device_for(job.device)
-    precision.resolve(job.precision, device)
-    found = survey(job)
-    for line in [*info.lines(), *found.lines(), *make_plan(job, info, device).lines()]:
+    optimizers.check(job)
+    found = survey(job, remember=True)
+    plan = make_plan(job, info, device)
+    fixed = job.replace(
+        precision=plan.precision,
+        base_dtype=plan.base_dtype,
+        gradient_checkpointing="on" if plan.gradient_checkpointing else "off",
+    )
+    return fixed, info, plan, found
+
+
+def check(job: Job) -> int:
+    """Say what is wrong with a job, or what it will do; nothing is trained."""
+    job, info, plan, found = settle(job)
+    print(f"Base: {FAMILIES[info.family].title}, {job.prediction} prediction, {job.resolution} px.")
+    for line in [*found.lines(), *plan.lines()]:
         print(line)
     print("The job is fine.")
     return DONE
@@ -48,18 +65,14 @@ def check(job: Job) -> int:
 
 def start(job: Job, folder: Path | None) -> int:
     """A new run. Everything that can be rejected is rejected before its folder is made."""
-    from trainers.data.survey import survey
-    from trainers.engine import precision
-    from trainers.engine.session import check_base
-
     world = join_world(cpu=job.device == "cpu")
-    job, _ = check_base(job)
-    precision.resolve(job.precision, precision.device_for(job.device))
-    survey(job, remember=world.is_main)
-    if folder is None:
-        folder = runfolder.unused_folder(Path("runs"), job.name)
     if world.is_main:
+        job, *_ = settle(job)
+        if folder is None:
+            folder = runfolder.unused_folder(Path("runs"), job.name)
         run, job = runfolder.create(job, folder)
+    elif folder is None:
+        raise InputError("--run: name the run's folder when several processes train together.")
     world.wait()
     run = RunFolder(folder)
     return _train(run.read_job(), run, world, resuming=False)
@@ -76,14 +89,12 @@ def resume(folder: Path) -> int:
 
 
 def _is_done(run: RunFolder) -> bool:
-    from trainers.events import read_events
-
     events, _ = read_events(run.events_file)
     return any(event["event"] == "done" for event in events)
 
 
 @contextlib.contextmanager
-def _signals_stop(loop) -> Iterator[None]:
+def _signals_stop(loop: Loop) -> Iterator[None]:
     """Ctrl-C and a polite termination end the run as a stop does: the step is finished and the state saved."""
 
     def ask(number, frame) -> None:
@@ -102,8 +113,6 @@ def _signals_stop(loop) -> Iterator[None]:
 
 
 def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
-    from trainers.engine.lock import RunLock
-
     display = Display(quiet=not world.is_main)
     with RunLock(run.path) if world.is_main else contextlib.nullcontext():
         if world.is_main:
@@ -112,6 +121,8 @@ def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
         try:
             return _run_loop(job, run, world, events, display, resuming)
         except InputError as error:
+            if isinstance(error.__cause__, OSError):  # the disk failed under a run that had been accepted
+                return _fail(run, events, display, error.__cause__)
             _tell(events, "failed", why="; ".join(error.problems), advice="")
             raise
         except Exception as error:
@@ -124,9 +135,6 @@ def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
 
 
 def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display: Display, resuming: bool) -> int:
-    from trainers.engine.loop import Loop
-    from trainers.engine.session import check_base, open_session
-
     job, info = check_base(job)
 
     def report(done: int, total: int, what: str) -> None:
@@ -147,11 +155,9 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
 
 
 def _advice(error: Exception) -> str:
-    from trainers.engine.loop import Diverged
-
     if isinstance(error, Diverged):
         return DIVERGED_ADVICE
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DISK_ADVICE
     if (
         isinstance(error, MemoryError)

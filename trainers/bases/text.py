@@ -75,7 +75,8 @@ def count_chunks(base: Base, prompt: str) -> int:
     return len(tokenize(base, prompt))
 
 
-def _check_clip_skip(encoder: TextEncoderSpec, clip_skip: int) -> None:
+def check_clip_skip(encoder: TextEncoderSpec, clip_skip: int) -> None:
+    """Raises InputError where this encoder has no such layer."""
     nearest = encoder.full_layers - encoder.layers + 1
     if not nearest <= clip_skip <= encoder.full_layers:
         raise InputError(f"clip_skip: {clip_skip} will not do for this model; it takes {nearest} to 12.")
@@ -111,7 +112,7 @@ def encode_prompts(base: Base, prompts: Sequence[str], clip_skip: int, max_chunk
     flat = [chunk for chunks in chunked for chunk in chunks]
     hidden_parts, pooled = [], None
     for encoder, module in zip(base.family.text_encoders, base.text_encoders, strict=True):
-        _check_clip_skip(encoder, clip_skip)
+        check_clip_skip(encoder, clip_skip)
         device = next(module.parameters()).device
         ids = torch.tensor([pad_chunk(chunk, encoder.pads_with_end) for chunk in flat], device=device)
         hidden, projected = _run(module, encoder, ids, clip_skip)

@@ -110,8 +110,11 @@ class Loop:
         if not baseline:
             with self.s.trainable.without():
                 baseline.update({name: self._measure(items) for name, items in sets.items()})
-        with self._best_weights():
-            now = {name: self._measure(items) for name, items in sets.items()}
+        if self.counters.step == 0 and not self.s.job.get("init_from"):
+            now = dict(baseline)  # nothing is learned yet
+        else:
+            with self._best_weights():
+                now = {name: self._measure(items) for name, items in sets.items()}
         fields = {**now, **{name.replace("loss", "base_loss"): value for name, value in baseline.items()}}
         self.s.events.emit("validation", step=self.counters.step, **_finite(fields))
         self._log_scalars({f"validation/{name}": value for name, value in fields.items()})

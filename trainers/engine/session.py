@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainers.bases.detect import BaseInfo, inspect_base
+from trainers.bases.text import check_clip_skip
 from trainers.data.cache import TextCache
 from trainers.data.dataset import Dataset, prepare
 from trainers.engine import memory, objectives, optimizers, precision
@@ -51,6 +52,8 @@ def complete(job: Job, info: BaseInfo) -> Job:
         if job.conv_rank and job.conv_alpha is None:
             changes["conv_alpha"] = job.conv_rank / 2
     done = job.replace(**changes)
+    for encoder in family.text_encoders:
+        check_clip_skip(encoder, done.clip_skip)
     problem = objectives.zero_terminal_snr_problem(done.prediction, done.zero_terminal_snr)
     if problem:
         raise InputError(problem)
@@ -191,7 +194,7 @@ def open_session(
         events.emit("plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, lines=plan.lines())
         for line in plan.lines():
             say(line)
-    models = Models(info, job, device, dtype)
+    models = Models(info, job, device, plan.load_dtype)
     if not world.is_main:
         world.wait()  # the main process makes the caches, the others find them made
     dataset = _make_dataset(job, models, folder, world, report)

@@ -72,5 +72,5 @@ def join_world(cpu: bool) -> World:
         return World()
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu or not torch.cuda.is_available())
     return World(state.process_index, state.num_processes, state.device)
