@@ -79,6 +79,7 @@ def _one_adapter(index: int, adapter: Adapter, family: str, roots: Mapping[str, 
     match = adapter.match(family)
     fit = Fit(adapter.name, sites=len(adapter.groups), unknown=match.unknown, family=adapter.family)
     tensors = adapter.tensors()
+    mine: Terms = {}
     for site, parts in match.sites.items():
         root = roots.get(site.component)
         known = terms.get(site.name)
@@ -91,8 +92,12 @@ def _one_adapter(index: int, adapter: Adapter, family: str, roots: Mapping[str, 
         except Mismatch as problem:
             fit.misfits[site.name] = str(problem)
             continue
-        terms.setdefault(site.name, (site, layer, []))[2].extend((index, term) for term in built)
-        fit.matched += 1
+        mine[site.name] = (site, layer, [(index, term) for term in built])
+    if adapter.family not in (None, family) and 2 * len(mine) < fit.sites:
+        return fit  # another family's file; the few names that both have do not make it one of ours
+    fit.matched = len(mine)
+    for name, (site, layer, built) in mine.items():
+        terms.setdefault(name, (site, layer, []))[2].extend(built)
     return fit
 
 
