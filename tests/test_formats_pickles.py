@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pickle
 import zipfile
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainers.errors import InputError
 from trainers.formats import pickles
@@ -98,3 +101,28 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
             changed.writestr(name, content)
     with pytest.raises(InputError, match="damaged"):
         pickles.load_tensors(other)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_table_that_contains_itself_is_no_trap(tmp_path, old):
+    path = tmp_path / "a.pt"
+    content = {"a": torch.ones(1)}
+    content["state_dict"] = content
+    content["list"] = [content]
+    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    for read in (pickles.read_index, pickles.load_tensors, pickles.load_content, pickles.read_content_index):
+        try:
+            read(path)
+        except InputError as refused:
+            assert "nested" in str(refused)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_as_pickle_are_read_or_refused(tmp_path_factory, code):
+    path = tmp_path_factory.getbasetemp() / "fuzz.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + code + b".")
+    for read in (pickles.read_index, pickles.load_content):
+        with contextlib.suppress(InputError):
+            read(path)

@@ -18,12 +18,15 @@ from trainers.bases.source import Source, read_json
 from trainers.formats.families import Family
 
 Found = tuple[str, str, bool]
+_LARGEST_SIDE_FILE = 1 << 20
 _SPELLINGS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v", "v_prediction": "v", "v-prediction": "v", "vpred": "v"}
 
 
 def _side_file(path: Path) -> str | None:
     side = path.with_suffix(".yaml")
     try:
+        if side.stat().st_size > _LARGEST_SIDE_FILE:
+            return None
         params = yaml.safe_load(side.read_text(encoding="utf-8-sig"))["model"]["params"]
         return "v" if params.get("parameterization") == "v" else "epsilon"
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError):

@@ -62,18 +62,18 @@ def write_vocabulary(folder: Path | str) -> None:
 
 
 def clip_tokenizer(pad_token: str = END):
-    """A transformers `CLIPTokenizer` with OpenAI's ids.
+    """A transformers CLIP tokenizer (the Rust one, the only one in transformers 5) with OpenAI's ids.
 
     Args:
         pad_token: what short prompts are filled with: the end token (CLIP-L) or `!`, token 0 (OpenCLIP).
     """
     import transformers
-    from transformers import CLIPTokenizer
 
     names = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad_token, "model_max_length": 77}
     if int(transformers.__version__.split(".")[0]) >= 5:
         tokens, merges = vocabulary()
-        return CLIPTokenizer(vocab=dict(tokens), merges=list(merges), **names)
+        return transformers.CLIPTokenizer(vocab=dict(tokens), merges=list(merges), **names)
     with tempfile.TemporaryDirectory() as folder:
         write_vocabulary(folder)
-        return CLIPTokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), **names)
+        files = {"vocab_file": str(Path(folder) / "vocab.json"), "merges_file": str(Path(folder) / "merges.txt")}
+        return transformers.CLIPTokenizerFast(**files, **names)

@@ -12,6 +12,7 @@ import collections
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ _STORAGES = {
 # Training programs leave their bookkeeping beside the weights. Objects of these packages are read as empty shells.
 _SHELLS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.core.multiarray", "numpy._core.multiarray")
 _SHELL_NAMES = {("numpy", "dtype"), ("_codecs", "encode"), ("torch", "device"), ("torch", "Size")}
+_DEEPEST = 16
 _MAX_PICKLE = 256 * 1024 * 1024
 
 
@@ -175,7 +177,9 @@ def _index_tensor(storage: tuple, offset: int, shape: tuple, stride: tuple) -> T
 
 def _state_dict(content: Any) -> dict[str, Any]:
     """The table of tensors: under `state_dict` where a training program wrapped it."""
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    for _ in range(_DEEPEST):  # a hostile table can contain itself
+        if not (isinstance(content, dict) and isinstance(content.get("state_dict"), dict)):
+            break
         content = content["state_dict"]
     return content if isinstance(content, dict) else {}
 
@@ -195,20 +199,53 @@ def read_index(path: Path | str) -> dict[str, TensorInfo]:
     return {str(name): info for name, info in table.items() if isinstance(info, TensorInfo)}
 
 
-def _storage_loader(archive: _Zip) -> Callable[[tuple], Any]:
-    cache: dict[str, torch.Tensor] = {}
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor that is still in the file."""
 
-    def load(pid: tuple) -> tuple[torch.Tensor, torch.dtype]:
-        (_, dtype), key = pid[1], str(pid[2])
-        if key not in cache:
-            info = archive.member(f"{archive.root}data/{key}", archive.size)
+    pid: tuple
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Storages:
+    """Reads storages when a tensor of theirs is wanted, each once."""
+
+    def __init__(self, archive: _Zip) -> None:
+        self._archive = archive
+        self._read: dict[str, torch.Tensor] = {}
+
+    def _raw(self, key: str) -> torch.Tensor:
+        if key not in self._read:
+            info = self._archive.member(f"{self._archive.root}data/{key}", self._archive.size)
             raw = bytearray(info.file_size)
-            with archive.archive.open(info) as file:
+            with self._archive.archive.open(info) as file:
                 _fill(raw, file)
-            cache[key] = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-        return cache[key], dtype
+            self._read[key] = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        return self._read[key]
 
-    return load
+    def tensor(self, stored: _Stored) -> torch.Tensor:
+        try:
+            (_, dtype), key = stored.pid[1], str(stored.pid[2])
+            return torch.as_strided(self._raw(key).view(dtype), stored.shape, stored.stride, stored.offset)
+        except InputError:
+            raise
+        except Exception:
+            # Impossible shapes, missing ends, wrong checksums: whichever it was, the file is damaged.
+            raise _unreadable(self._archive.path, "it is damaged") from None
+
+    def filled(self, content: Any, depth: int = 0) -> Any:
+        """The content with every stored tensor read."""
+        if isinstance(content, _Stored):
+            return self.tensor(content)
+        if depth > _DEEPEST:
+            raise _unreadable(self._archive.path, "it is nested too deeply")
+        if isinstance(content, dict):
+            return {key: self.filled(value, depth + 1) for key, value in content.items()}
+        if isinstance(content, (list, tuple)):
+            return type(content)([self.filled(value, depth + 1) for value in content])
+        return content
 
 
 def _fill(raw: bytearray, file: Any) -> None:
@@ -218,11 +255,6 @@ def _fill(raw: bytearray, file: Any) -> None:
         if not count:
             raise EOFError("a storage is cut off")
         view = view[count:]
-
-
-def _real_tensor(storage: tuple, offset: int, shape: tuple, stride: tuple) -> torch.Tensor:
-    raw, dtype = storage
-    return torch.as_strided(raw.view(dtype), shape, stride, offset)
 
 
 def load_content(path: Path | str) -> Any:
@@ -235,17 +267,23 @@ def load_content(path: Path | str) -> Any:
     if not _is_zip(path):
         return _load_old(path)
     with _Zip(path) as archive:
-        return archive.read(_real_tensor, _storage_loader(archive))
+        return _Storages(archive).filled(archive.read(_Stored, lambda pid: pid))
 
 
 def load_tensors(path: Path | str, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name."""
-    table = _state_dict(load_content(path))
-    return {
-        str(name): tensor
-        for name, tensor in table.items()
-        if isinstance(tensor, torch.Tensor) and (wanted is None or wanted(str(name)))
-    }
+    """The tensors of a checkpoint by name; of a zip file only those that are wanted are read."""
+    path = Path(path)
+
+    def chosen(content: Any, kind: type) -> dict[str, Any]:
+        table = {str(name): value for name, value in _state_dict(content).items() if isinstance(value, kind)}
+        return {name: value for name, value in table.items() if wanted is None or wanted(name)}
+
+    if not _is_zip(path):
+        return chosen(_load_old(path), torch.Tensor)
+    with _Zip(path) as archive:
+        storages = _Storages(archive)
+        stored = chosen(archive.read(_Stored, lambda pid: pid), _Stored)
+        return {name: storages.tensor(one) for name, one in stored.items()}
 
 
 def _is_zip(path: Path) -> bool:
@@ -268,12 +306,12 @@ def _load_old(path: Path) -> Any:
         raise _unreadable(path, "it is damaged or cut off") from None
 
 
-def _described(content: Any) -> Any:
+def _described(content: Any, depth: int = 0) -> Any:
     if isinstance(content, torch.Tensor):
         names = {dtype: name for name, dtype in _STORAGES.values()}
         return TensorInfo(names.get(content.dtype, "F32"), tuple(content.shape))
-    if isinstance(content, dict):
-        return {key: _described(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_described(value) for value in content]
+    if isinstance(content, dict) and depth <= _DEEPEST:
+        return {key: _described(value, depth + 1) for key, value in content.items()}
+    if isinstance(content, (list, tuple)) and depth <= _DEEPEST:
+        return [_described(value, depth + 1) for value in content]
     return content

@@ -75,9 +75,9 @@ def _hypernetwork(content: dict) -> dict[str, Any] | None:
     }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+def _plain(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, (list, tuple)) and depth < 3:
+        return [_plain(one, depth + 1) for one in value[:100]]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(type(value).__name__)
 
 
