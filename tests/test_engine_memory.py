@@ -257,3 +257,38 @@ def test_what_is_trained_becomes_float32():
 def test_free_memory_of_this_machine():
     free = memory.free_bytes(torch.device("cpu"))
     assert free > 0
+
+
+def test_a_trained_text_encoder_is_checkpointed_with_the_same_gradients():
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    class Base:
+        unet = None
+
+    config = CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, vocab_size=100
+    )
+    torch.manual_seed(0)
+    text = CLIPTextModel(config).requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False), text)
+    base = Base()
+    base.text_encoders = [text]
+    tokens = torch.arange(77)[None] % 100
+    gradients, held = [], []
+    for twice in ("off", "on"):
+        _plan(device="cpu", precision="fp32", gradient_checkpointing=twice).apply(base)
+        seen = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, seen=seen: _noted(t, seen), lambda t: t):
+            loss = text(tokens).last_hidden_state.square().sum()
+        held.append(sum(seen.values()))
+        loss.backward()
+        gradients.append([p.grad.clone() for p in text.parameters() if p.requires_grad])
+        text.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert held[1] < held[0] / 2
+
+
+def _noted(tensor, seen):
+    seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return tensor

@@ -109,7 +109,12 @@ def _turn_on_checkpointing(module: torch.nn.Module) -> None:
     if hasattr(module, "enable_gradient_checkpointing"):  # diffusers
         module.enable_gradient_checkpointing()
     elif any(parameter.requires_grad for parameter in module.parameters()):  # transformers; a frozen one needs none
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        settings = {"use_reentrant": False}
+        if hasattr(module, "activation_checkpointing_enable"):  # its later name
+            module.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+        else:
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        module.train()  # transformers checkpoints in training mode only; CLIP itself has no dropout
 
 
 def human(size: float) -> str:
