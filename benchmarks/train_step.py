@@ -218,9 +218,10 @@ def make_inputs(args: argparse.Namespace) -> None:
                 projection_dim=64 * heads, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
             )
         )  # fmt: skip
+        widths = tuple(max(32, width // narrow // 32 * 32) for width in (128, 256, 512, 512))
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=tuple(max(32, width // narrow // 32 * 32) for width in (128, 256, 512, 512)), layers_per_block=2, latent_channels=4,
+            block_out_channels=widths, layers_per_block=2, latent_channels=4,
         )  # fmt: skip
     for module in (unet, text, vae):
         _fill(module)
