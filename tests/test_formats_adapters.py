@@ -212,6 +212,12 @@ class TestDamaged:
             with pytest.raises(InputError):
                 adapters.read_adapter(tmp_path / "x")
 
+    @pytest.mark.parametrize(("name", "asked"), [("sdxl", "sd1"), ("sd1", "sdxl"), ("sd2", "sd1")])
+    def test_another_familys_adapter_is_named(self, tmp_path, name, asked):
+        path = saved(tmp_path, adapters.to_kohya(entries_for(FAMILIES[name])))
+        with pytest.raises(InputError, match=f"is for {FAMILIES[name].title}, not for {FAMILIES[asked].title}"):
+            adapters.read_adapter(path, asked)
+
     def test_no_adapter_at_all(self, tmp_path):
         with pytest.raises(InputError, match="no adapter of a known kind"):
             adapters.read_adapter(saved(tmp_path, {"x": torch.ones(1)}))

@@ -298,7 +298,12 @@ def _component_of(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _adapter(path: Path, tensors, metadata, configs, family: str | None) -> Adapter:
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    found = recognise(shapes, metadata.get("ss_base_model_version", ""), family)
+    version = metadata.get("ss_base_model_version", "")
+    found = recognise(shapes, version, family)
+    better = recognise(shapes, version) if family and found.unknown else found
+    if better.family and len(better.sites) > len(found.sites):
+        other, wanted = FAMILIES[better.family].title, FAMILIES[found.family].title
+        raise InputError(f"{path}: this adapter is for {other}, not for {wanted}; choose another file.")
     if not found.family or not found.sites:
         raise InputError(f"{path}: this is no adapter of a known kind for Stable Diffusion 1.x, 2.x or XL.")
     entries = _entries(path, found, tensors, configs)
