@@ -64,9 +64,10 @@ def save_state(states: Path, counters: Counters, tensors: dict[str, Any]) -> Pat
         temporary.mkdir()
         _write(temporary / "tensors.pt", tensors)
         replace_text(temporary / "counters.json", json.dumps(asdict(counters), indent=1))
-        if final.exists():  # the same step saved twice holds the same bytes; the pointer must never name a hole
-            shutil.rmtree(temporary)
+        if final.exists() and _current(states) == name:
+            shutil.rmtree(temporary)  # the same step again holds the same bytes, and the pointer must not name a hole
         else:
+            shutil.rmtree(final, ignore_errors=True)  # what a kill left before the pointer named it
             os.replace(temporary, final)
         _sync_folder(states)
         replace_text(states / "current", name)
@@ -75,6 +76,12 @@ def save_state(states: Path, counters: Counters, tensors: dict[str, Any]) -> Pat
         raise
     _forget_old(states, name)
     return final
+
+
+def _current(states: Path) -> str | None:
+    """The name in the pointer, or None when there is none yet."""
+    pointer = states / "current"
+    return pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
 
 
 def _forget_old(states: Path, current: str) -> None:
@@ -86,16 +93,16 @@ def _forget_old(states: Path, current: str) -> None:
 
 def load_state(states: Path, map_location: str | torch.device = "cpu") -> tuple[Counters, dict[str, Any]] | None:
     """The state that the pointer names, or None when there is none yet."""
-    pointer = states / "current"
-    if not pointer.exists():
+    name = _current(states)
+    if name is None:
         return None
-    folder = states / pointer.read_text(encoding="utf-8").strip()
+    folder = states / name
     try:
         counters = Counters(**json.loads((folder / "counters.json").read_text(encoding="utf-8")))
         tensors = torch.load(folder / "tensors.pt", map_location=map_location, weights_only=True)
     except Exception as error:
         raise InputError(
             f"{folder}: this state cannot be read ({error.__class__.__name__}); name an older folder of "
-            f"{states} in {pointer} and resume again."
+            f"{states} in {states / 'current'} and resume again."
         ) from error
     return counters, tensors
