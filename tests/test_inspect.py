@@ -117,6 +117,18 @@ class TestAdapters:
         assert describe(tmp_path / "a.safetensors")["types"] == {kind: 1}
         shown(tmp_path / "a.safetensors")
 
+    def test_layers_that_only_others_train(self, tmp_path):
+        mid = "lora_unet_mid_block_attentions_0"
+        norms = {f"{mid}_norm.w_norm": torch.ones(8), f"{mid}_norm.b_norm": torch.ones(8)}
+        safetensors_io.save(tmp_path / "a.safetensors", norms)
+        found = describe(tmp_path / "a.safetensors")
+        assert (found["types"], found["layers"]) == ({"norm": 1}, {"other": 1})
+        norms[f"{mid}_proj_in.diff"] = torch.ones(8, 8)
+        safetensors_io.save(tmp_path / "b.safetensors", norms)
+        found = describe(tmp_path / "b.safetensors")
+        assert (found["types"], found["unknown_keys"]) == ({"full": 1, "norm": 1}, [])
+        shown(tmp_path / "b.safetensors")
+
     def test_a_changed_file_is_noticed(self, lora_file, tmp_path):
         raw = bytearray(lora_file.read_bytes())
         raw[-1] ^= 1

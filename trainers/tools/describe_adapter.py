@@ -10,8 +10,9 @@ from typing import Any
 
 from trainers.errors import InputError
 from trainers.formats import hashes, safetensors_io
-from trainers.formats.adapter_keys import KIND_BY_NAME, Recognised, recognise
+from trainers.formats.adapter_keys import KIND_BY_NAME, Recognised, kind_of, recognise
 from trainers.formats.families import FAMILIES
+from trainers.formats.layer_names import layer_of, split_key
 from trainers.formats.safetensors_io import TensorInfo
 
 _HASHED_UP_TO = 1 << 30
@@ -88,6 +89,34 @@ def _bundled(found: Recognised) -> list[str]:
     return sorted(names)
 
 
+def _other_layers(keys: list[str], family: str) -> tuple[dict[str, set[str]], list[str]]:
+    """Layers that no trainer of ours touches but others' files name (norms, the UNet's ends): `(parts, rest)`."""
+    layers: dict[str, set[str]] = {}
+    rest = []
+    for key in keys:
+        parsed = split_key(key)
+        layer = layer_of(FAMILIES[family], parsed.component, parsed.flat) if parsed else None
+        if layer is None:
+            rest.append(key)
+        else:
+            layers.setdefault(layer.name, set()).add(parsed.part)
+    return layers, rest
+
+
+def _with_other_layers(found: Recognised, keys: list[str]) -> list[str]:
+    """Adds what `_other_layers` understands to `found`; returns the keys that stay unknown."""
+    families = [found.family] if found.family else list(FAMILIES)
+    best = max(families, key=lambda name: len(_other_layers(keys, name)[0]))
+    layers, rest = _other_layers(keys, best)
+    for parts in layers.values():
+        kind = kind_of(parts)
+        if kind:
+            found.family = best
+            found.kinds[kind] = found.kinds.get(kind, 0) + 1
+            found.components["other"] = found.components.get("other", 0) + 1
+    return rest
+
+
 def _hash_facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if path.suffix.lower() != ".safetensors" or path.stat().st_size > _HASHED_UP_TO:
         return {}
@@ -108,8 +137,10 @@ def describe_tensors(
     found = recognise(shapes, metadata.get("ss_base_model_version", ""))
     bundled = _bundled(found)
     unknown = [key for key in found.unknown if not key.startswith("bundle_emb.")]
-    # A checkpoint has a few tensors named like an adapter's parts; an adapter consists of them.
-    if not found.sites or not found.family or len(unknown) > len(tensors) // 2:
+    # Only with layers that trainers of ours name, or where every key is an adapter's: a checkpoint names layers, too.
+    if found.sites or (unknown and all(kind_of({parsed.part}) for key in unknown if (parsed := split_key(key)))):
+        unknown = _with_other_layers(found, unknown)
+    if not found.kinds or not found.family or len(unknown) > len(tensors) // 2:
         return None
     dtypes = Counter(info.dtype for key, info in tensors.items() if not key.endswith(".alpha"))
     return {

@@ -94,7 +94,13 @@ def _counted(table: dict[str, int], most: int = 4) -> str:
     return ", ".join(shown[:most]) + (", …" if len(shown) > most else "")
 
 
-_PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder", "vae": "VAE"}
+_PART_NAMES = {
+    "unet": "UNet",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "vae": "VAE",
+    "other": "norms and ends",
+}
 
 
 def _adapter_rows(found: Description) -> list[tuple[str, str]]:
