@@ -308,18 +308,20 @@ def prepare(
         skipped=training.skipped,
         notes=training.notes + notes,
     )
-    if dataset.skipped:
-        few = first_few((f"{each.path.name} ({each.reason})" for each in dataset.skipped), 5)
-        dataset.notes.append(f"{counted(len(dataset.skipped), 'file')} skipped: {few}.")
-    if not dataset.train_count:
-        raise InputError(
-            f"data: no picture in {data} is left to train on ({first_few(s.reason for s in training.skipped)})."
-        )
-    wanted = [
-        (each.picture, cut) for each in (*dataset.prepared, *dataset.held_out, *dataset.prior) for cut in each.cuts
-    ]
+    _tell_skipped(dataset, data)
+    everything = (*dataset.prepared, *dataset.held_out, *dataset.prior)
+    wanted = [(each.picture, cut) for each in everything for cut in each.cuts]
     dataset.encoded = store.ensure(wanted, encode_moments, job.vae_batch_size, report)
     return dataset
+
+
+def _tell_skipped(dataset: Dataset, data: Path) -> None:
+    """Note the files that are not used; `InputError` when nothing is left to train on."""
+    few = first_few((f"{each.path.name} ({each.reason})" for each in dataset.skipped), 5)
+    if not dataset.train_count:
+        raise InputError(f"data: no picture in {data} is left to train on ({few}).")
+    if dataset.skipped:
+        dataset.notes.append(f"{counted(len(dataset.skipped), 'file')} skipped: {few}.")
 
 
 @dataclass
