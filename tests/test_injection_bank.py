@@ -83,9 +83,11 @@ def test_rows(where, repeat):
 def test_rows_that_cannot_be_told_apart_are_reported():
     layer, x = make_layer("linear")
     notes: list[str] = []
-    mix = mix_of(layer, [make_params("lora", (48, 32))], notes)
-    mix.add(x, layer(x), StepWeights([[1.0], [0.0]], per_row=True))
-    assert notes == ["3 rows came where 2 were expected; the weights of single rows are not kept there"]
+    adapters = [make_params("lora", (48, 32), seed) for seed in (1, 2)]
+    mix = mix_of(layer, adapters, notes)
+    got = mix.add(x, layer(x), StepWeights([[1.0, 0.5], [0.0, 0.5]], per_row=True))
+    close(got, with_delta(layer, x, [(0.5, *delta(adapters[1], layer.weight))]))
+    assert notes == ["3 rows came where 2 were expected; what is for single rows does nothing there"]
 
 
 def test_only_the_first_ranks():

@@ -70,7 +70,8 @@ def traces(*roots):
 def draw(model):
     """The UNet's and the text encoders' outputs for fixed inputs."""
     with torch.no_grad():
-        unet = model.unet(**unet_inputs(model)).sample
+        side = 8 if model.family.name == "sdxl" else 16
+        unet = model.unet(**unet_inputs(model, side=side)).sample
         text = [encoder(torch.arange(77)[None]).last_hidden_state for encoder in model.text_encoders]
     return [unet, *text]
 
@@ -540,3 +541,40 @@ def test_damaged_file_leaves_nothing(setup, files, tmp_path):
     assert injection.current is None and traces(*parts_of(model).values()) == []
     with pytest.raises(InputError):
         files.get(path)
+
+
+def test_sd2_file_on_sd1_is_foreign_although_most_shapes_agree(models, files, tmp_path):
+    model = models("sd1")
+    entries = {n: e for n, e in random_lora(model, "sd1").items() if "unet" in n}
+    for name in entries:
+        if name.endswith(("attn2_to_k", "attn2_to_v")):
+            entries[name] = make_params("lora", (entries[name]["lora_up"].shape[0], 1024))
+    injection, p = Injection("sd1", parts_of(model)), Processing()
+    generation = injection.begin(p, [constant_use(files.get(write_adapter(tmp_path / "two.safetensors", entries)))])
+    assert generation.sentences("sd1") == [
+        "two is made for Stable Diffusion 2.x and the loaded model is Stable Diffusion 1.x: it does nothing."
+    ]
+    assert generation.plan.banks == {}
+    injection.end(p)
+
+
+def test_a_file_without_layers(models, files, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    safetensors_io.save(path, {"weights": torch.ones(3)})
+    injection, p = Injection("sd1", parts_of(models("sd1"))), Processing()
+    generation = injection.begin(p, [constant_use(files.get(path))])
+    assert generation.sentences("sd1") == ["odd holds no adapter of a known kind: it does nothing."]
+    injection.end(p)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no float8")
+def test_adapter_stored_in_float8(models, files, tmp_path):
+    model = models("sd1")
+    entries = {n: e for n, e in random_lora(model, "sd1").items() if "te_" in n}
+    paths = [write_adapter(tmp_path / f"{i}.safetensors", entries, torch.float8_e4m3fn) for i in (1, 2)]
+    rounded = {n: {k: v.to(torch.float8_e4m3fn).double() for k, v in e.items()} for n, e in entries.items()}
+    injection, p = Injection("sd1", parts_of(model)), Processing()
+    for count in (1, 2):
+        injection.begin(p, [constant_use(files.get(path)) for path in paths[:count]])
+        assert_near(draw(model)[1:], draw(merged(model, rounded, "sd1", count))[1:])
+    injection.end(p)

@@ -3,7 +3,7 @@
 All low-rank adapters of a layer lie in one bank, concatenated along the rank: `y = f(x) + B . (s * (A x))`, so that
 several cost one pair of small products. `s` holds alpha / r and the weights of the moment, per row of the batch where
 rows differ. Other kinds are terms of their own beside it. Everything is computed from the frozen layer's input and
-output; see docs/injection.md and DESIGN, decision 1.
+output; see docs/injection.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Copies:
         """The tensors on `device`, in `dtype` (but for the exact ones, which are float32 at least)."""
         held = self._held.get(device)
         if held is None or held[0] != dtype:
-            source = held[1] if held is not None else self._held[self._source][1]
+            source = self._held[self._source][1]
             made = {name: self._cast(name, tensor, device, dtype) for name, tensor in source.items()}
             self._held[device] = held = (dtype, made)
         return held[1]
@@ -69,16 +69,20 @@ class Copies:
 
 def _joined_rows(terms: Sequence[LowRank]) -> dict[str, Tensor]:
     """`down` [R, in(, k, k)] and `up` transposed, [R, out]: both have the rank first, so rows simply follow."""
-    wide = torch.promote_types
-    dtype = terms[0].tensors["down"].dtype
-    for term in terms:
-        for tensor in term.tensors.values():
-            dtype = wide(dtype, tensor.dtype) if tensor.dtype.itemsize > 1 else dtype
-    downs = [term.tensors["down"].to(dtype) for term in terms]
-    ups = [term.tensors["up"].T.to(dtype) for term in terms]
-    if len(terms) == 1:
-        return {"down": downs[0], "up": ups[0]}
-    return {"down": torch.cat(downs), "up": torch.cat(ups)}
+    pairs = [(_computable(term.tensors["down"]), _computable(term.tensors["up"]).T) for term in terms]
+    if len(pairs) == 1:
+        return {"down": pairs[0][0], "up": pairs[0][1]}
+    dtype = pairs[0][0].dtype
+    for pair in pairs:
+        for tensor in pair:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    downs, ups = zip(*pairs, strict=True)
+    return {"down": torch.cat([d.to(dtype) for d in downs]), "up": torch.cat([u.to(dtype) for u in ups])}
+
+
+def _computable(tensor: Tensor) -> Tensor:
+    """8-bit floats have no arithmetic of their own; float16 holds each of their values."""
+    return tensor.half() if tensor.dtype.itemsize == 1 else tensor
 
 
 class SiteBank:
@@ -157,26 +161,24 @@ class SiteMix:
             return self._prepare_rows(weights, rows, device)
         shared = weights.shared
         terms = [sum(shared[u] * gain for u, gain in parts) or None for parts in self.term_gains]
-        return Prepared(self.shared_rows(shared, device), terms)
+        return Prepared(self.shared_rows(weights, device), terms)
 
-    def shared_rows(self, shared: tuple[float, ...], device: torch.device) -> float | Tensor | None:
+    def shared_rows(self, weights: StepWeights, device: torch.device) -> float | Tensor | None:
         """What scales the bank's rows when all rows of the batch agree: None, one number, or [R]."""
-        if not self._segments:
+        shared = weights.shared
+        if not weights.any([u for _, gains in self._segments for u, _, _ in gains]):
             return None
-        if any(ranks is not None for _, gains in self._segments for _, _, ranks in gains):
-            vector = torch.tensor([shared], dtype=torch.float32) @ self._matrix(torch.device("cpu"))
-            return vector[0].to(device) if bool(vector.any()) else None
-        values = [segment.scale * sum(shared[u] * gain for u, gain, _ in gains) for segment, gains in self._segments]
-        if all(value == values[0] for value in values):
-            return values[0] or None
-        ranks = torch.tensor([segment.rank for segment, _ in self._segments])
-        return torch.tensor(values, dtype=torch.float32).repeat_interleave(ranks).to(device)
+        if all(ranks is None for _, gains in self._segments for _, _, ranks in gains):
+            values = [seg.scale * sum(shared[u] * gain for u, gain, _ in gains) for seg, gains in self._segments]
+            if all(value == values[0] for value in values):
+                return values[0] or None
+        return self._on_rows(weights.tensor(device)[:1], device)[0]
 
     def _prepare_rows(self, weights: StepWeights, rows: int, device: torch.device) -> Prepared:
         table = self._spread(weights.tensor(device), rows)
         low = None
         if self._segments and weights.any([u for _, gains in self._segments for u, _, _ in gains]):
-            low = table @ self._matrix(device)
+            low = self._on_rows(table, device)
         terms: list[float | Tensor | None] = []
         for parts in self.term_gains:
             active = weights.any([u for u, _ in parts])
@@ -188,8 +190,13 @@ class SiteMix:
         known = table.shape[0]
         if rows % known == 0:
             return table if rows == known else table.repeat_interleave(rows // known, dim=0)
-        self._note(f"{rows} rows came where {known} were expected; the weights of single rows are not kept there")
-        return table.mean(0, keepdim=True).expand(rows, -1)
+        self._note(f"{rows} rows came where {known} were expected; what is for single rows does nothing there")
+        agreed = torch.where((table == table[:1]).all(0), table[0], torch.zeros_like(table[0]))
+        return agreed.expand(rows, -1)
+
+    def _on_rows(self, table: Tensor, device: torch.device) -> Tensor:
+        """[rows, R] from [rows, uses]. A sum of products, since autocast and TF32 would round a matrix product."""
+        return (table[:, :, None] * self._matrix(device)).sum(1)
 
     def _matrix(self, device: torch.device) -> Tensor:
         """[uses, R]: what one use at weight 1 gives to each row of the bank."""

@@ -57,7 +57,7 @@ class Attachment(ABC):
 
     @abstractmethod
     def attach(self) -> None:
-        """Puts it in place; the module must be alive."""
+        """Puts it in place; does nothing where the module is gone."""
 
     @abstractmethod
     def remove(self) -> None:
@@ -83,9 +83,10 @@ class ForwardReplacement(Attachment):
         return type(module).forward(module, *args, **kwargs)
 
     def attach(self) -> None:
-        attributes = self._module().__dict__
-        self._previous = attributes.get("forward")
-        attributes["forward"] = self
+        module = self._module()
+        if module is not None:
+            self._previous = module.__dict__.get("forward")
+            module.__dict__["forward"] = self
 
     def remove(self) -> None:
         module = self._module()
@@ -130,7 +131,9 @@ class HookAttachment(Attachment):
         self._handle: RemovableHandle | None = None
 
     def attach(self) -> None:
-        self._handle = self._module().register_forward_hook(self._hook, with_kwargs=True)
+        module = self._module()
+        if module is not None:
+            self._handle = module.register_forward_hook(self._hook, with_kwargs=True)
 
     def remove(self) -> None:
         if self._handle is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from extension.injection.bank import SiteBank, SiteMix
 from extension.injection.hooks import ForwardReplacement
 from extension.injection.layer import Layer
+from extension.injection.weights import StepWeights
 
 if TYPE_CHECKING:
     from extension.injection.state import Generation
@@ -48,7 +49,7 @@ def mergeable(layer: Layer) -> bool:
     return weight.is_floating_point() and weight.dtype.itemsize > 1 and "forward" not in layer.module.__dict__
 
 
-def merged_weight(bank: SiteBank, mix: SiteMix, shared: tuple[float, ...]) -> tuple[Tensor, Tensor | None]:
+def merged_weight(bank: SiteBank, mix: SiteMix, weights: StepWeights) -> tuple[Tensor, Tensor | None]:
     """`(W + sum of s dW, bias + sum of s db)` in the base's number format; sums are formed in float32 or wider."""
     layer = bank.layer
     base = layer.module.weight.detach()
@@ -56,14 +57,14 @@ def merged_weight(bank: SiteBank, mix: SiteMix, shared: tuple[float, ...]) -> tu
     weight = base.to(wide, copy=True)
     bias = None if layer.bias() is None else layer.bias().detach().to(wide, copy=True)
     original = base.to(wide)
-    scale = mix.shared_rows(shared, base.device)
+    scale = mix.shared_rows(weights, base.device)
     if bank.rank and scale is not None:
         rows = bank.rows.on(base.device, base.dtype)
         down, up = rows["down"].to(wide).flatten(1), rows["up"].to(wide)
         up = up * (scale[:, None] if isinstance(scale, Tensor) else scale)
         weight += (up.T @ down).reshape(weight.shape)
     for (_, term, copies), parts in zip(bank.terms, mix.term_gains, strict=True):
-        factor = sum(shared[u] * gain for u, gain in parts)
+        factor = sum(weights.shared[u] * gain for u, gain in parts)
         if factor:
             tensors = {name: tensor.to(wide) for name, tensor in copies.on(base.device, base.dtype).items()}
             weight += factor * term.delta_weight(original, tensors)
@@ -81,7 +82,7 @@ def merged_copies(generation: Generation) -> dict[str, MergedForward]:
     copies: dict[str, MergedForward] = {}
     with torch.no_grad():
         for name, bank in generation.plan.banks.items():
-            shared = generation.weights[bank.site.component].shared
-            if any(shared) and mergeable(bank.layer):
-                copies[name] = MergedForward(bank.layer, *merged_weight(bank, generation.mixes[name], shared))
+            weights = generation.weights[bank.site.component]
+            if any(weights.shared) and mergeable(bank.layer):
+                copies[name] = MergedForward(bank.layer, *merged_weight(bank, generation.mixes[name], weights))
     return copies

@@ -45,6 +45,8 @@ class Fit:
         """What a person should know; empty where everything fitted."""
         if self.complete:
             return []
+        if self.sites == 0:
+            return [f"{self.name} holds no adapter of a known kind: it does nothing."]
         if self.matched == 0 and self.family not in (None, model_family):
             made, loaded = FAMILIES[self.family].title, FAMILIES[model_family].title
             return [f"{self.name} is made for {made} and the loaded model is {loaded}: it does nothing."]
@@ -93,8 +95,9 @@ def _one_adapter(index: int, adapter: Adapter, family: str, roots: Mapping[str, 
             fit.misfits[site.name] = str(problem)
             continue
         mine[site.name] = (site, layer, [(index, term) for term in built])
-    if adapter.family not in (None, family) and 2 * len(mine) < fit.sites:
-        return fit  # another family's file; the few names that both have do not make it one of ours
+    foreign = adapter.family not in (None, family)
+    if foreign and (fit.misfits or 2 * len(mine) < fit.sites):
+        return fit  # the layers that both families have do not make it one of ours
     fit.matched = len(mine)
     for name, (site, layer, built) in mine.items():
         terms.setdefault(name, (site, layer, []))[2].extend(built)
