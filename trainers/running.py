@@ -66,13 +66,13 @@ def check(job: Job) -> int:
 def start(job: Job, folder: Path | None) -> int:
     """A new run. Everything that can be rejected is rejected before its folder is made."""
     world = join_world(cpu=job.device == "cpu")
+    if world.size > 1 and folder is None:
+        raise InputError("--run: name the run's folder when several processes train together.")
     if world.is_main:
         job, *_ = settle(job)
         if folder is None:
             folder = runfolder.unused_folder(Path("runs"), job.name)
         run, job = runfolder.create(job, folder)
-    elif folder is None:
-        raise InputError("--run: name the run's folder when several processes train together.")
     world.wait()
     run = RunFolder(folder)
     return _train(run.read_job(), run, world, resuming=False)
