@@ -3,12 +3,12 @@ once for every caption and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from trainers.bases.text import TextCond, encode_prompts, stack
+from trainers.data.cache import TextCache
 from trainers.engine.models import Models
 
 ENCODE_AT_ONCE = 16
@@ -23,19 +23,20 @@ class Conditioner:
     def __init__(self, models: Models, *, clip_skip: int, max_chunks: int, trained: bool, dtype: torch.dtype) -> None:
         self.models, self.clip_skip, self.max_chunks = models, clip_skip, max_chunks
         self.trained, self.dtype = trained, dtype
-        self._kept: dict[str, TextCond] = {}
+        self._kept: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._stored: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
-    def prepare(self, texts: Iterable[str], store: Any = None) -> None:
-        """Encode and keep `texts`; `store` is a `TextCache` on disk."""
-        missing = sorted(set(texts) - set(self._kept))
-        if not missing:
-            return
-        if store is None:
-            tensors = dict(zip(missing, self._encode_frozen(missing), strict=True))
-        else:
-            tensors = store.get(missing, self._encode_frozen)
-        for text in missing:
-            self._kept[text] = TextCond(tensors[text]["hidden"], tensors[text].get("pooled"))
+    def prepare(self, texts: Iterable[str], store: TextCache | None = None) -> None:
+        """Encode `texts`; kept in memory, or in `store` on disk (which holds the most of them in memory too)."""
+        missing = sorted(set(texts) - set(self._kept) - set(self._stored))
+        if store is not None:
+            self._stored = store.get(missing, self._encode_frozen)
+        elif missing:
+            self._kept.update(zip(missing, self._encode_frozen(missing), strict=True))
+
+    def _cond(self, text: str) -> TextCond:
+        tensors = self._stored[text] if text in self._stored else self._kept[text]
+        return TextCond(tensors["hidden"], tensors.get("pooled"))
 
     def _encode(self, texts: list[str]) -> list[TextCond]:
         return encode_prompts(self.models.need_text(), texts, clip_skip=self.clip_skip, max_chunks=self.max_chunks)
@@ -61,14 +62,14 @@ class Conditioner:
         if self.trained:
             return self._encode([""])[0]
         self.prepare([""])
-        return self._kept[""]
+        return self._cond("")
 
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.trained:
             conds = self._encode(texts)
         else:
             self.prepare(texts)
-            conds = [self._kept[text] for text in texts]
+            conds = [self._cond(text) for text in texts]
         hidden, pooled = stack(conds, self._filling(conds))
         device = self.models.device
         return hidden.to(device, self.dtype), None if pooled is None else pooled.to(device, self.dtype)
