@@ -336,4 +336,6 @@ def test_number_formats():
     assert precision.resolve("auto", torch.device("mps")) == torch.float32
     assert precision.needs_loss_scaling(torch.float16)
     assert not precision.needs_loss_scaling(torch.bfloat16)
+    assert precision.loss_scaler(torch.bfloat16, cpu) is None
+    assert precision.loss_scaler(torch.float16, cpu).state_dict() is not None
     assert [precision.name_of(precision.DTYPES[name]) for name in precision.DTYPES] == ["fp32", "bf16", "fp16"]

@@ -69,6 +69,15 @@ def needs_loss_scaling(dtype: torch.dtype) -> bool:
     return dtype == torch.float16
 
 
+def loss_scaler(dtype: torch.dtype, device: torch.device):
+    """A scaler for losses in float16, or None where gradients do not underflow; with the names of every torch."""
+    if not needs_loss_scaling(dtype):
+        return None
+    if hasattr(torch.amp, "GradScaler"):  # torch 2.3 and later
+        return torch.amp.GradScaler(device.type)
+    return torch.cuda.amp.GradScaler(enabled=device.type == "cuda")
+
+
 def name_of(dtype: torch.dtype) -> str:
     """ "fp32", "bf16" or "fp16"."""
     return next(name for name, known in DTYPES.items() if known == dtype)
