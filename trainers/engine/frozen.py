@@ -146,7 +146,7 @@ class FrozenConv2d(_Frozen, nn.Conv2d):
 _FROZEN = {nn.Linear: FrozenLinear, nn.Conv2d: FrozenConv2d}
 
 # Few weights, and every output passes through them: not worth 8 bits.
-SENSITIVE = ("conv_in", "conv_out", "time_embedding", "time_emb_proj", "add_embedding", "proj_out_final")
+SENSITIVE = ("conv_in", "conv_out", "time_embedding", "time_emb_proj", "add_embedding")
 
 
 def is_sensitive(name: str) -> bool:
