@@ -158,3 +158,10 @@ def test_blocks_are_named_for_the_options():
         site.block for component in ("unet", "text_encoder") for site in component_sites(FAMILIES["sd1"], component)
     }
     assert blocks == {"down_0", "down_1", "down_2", "mid", "up_1", "up_2", "up_3", "text"}
+
+
+def test_resolutions_are_the_published_ones():
+    found = {(name, kind): FAMILIES[name].resolution_for(kind) for name in FAMILIES for kind in ("epsilon", "v")}
+    assert found[("sd1", "epsilon")] == found[("sd2", "epsilon")] == 512
+    assert found[("sd2", "v")] == 768
+    assert found[("sdxl", "epsilon")] == found[("sdxl", "v")] == 1024

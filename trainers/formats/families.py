@@ -94,6 +94,11 @@ class Family:
     text_site_counts: tuple[int, ...]
     unet_prefix: str = "model.diffusion_model."
     vae_prefix: str = "first_stage_model."
+    v_resolution: int | None = None
+
+    def resolution_for(self, prediction: str) -> int:
+        """Side the published model of this prediction was trained at (SD2's v model: 768)."""
+        return self.v_resolution if prediction == "v" and self.v_resolution else self.resolution
 
     def ss_base_model_version(self, prediction: str) -> str:
         """The name sd-scripts writes for this family and prediction."""
@@ -169,6 +174,7 @@ SD2 = Family(
     unet_site_count=192,
     unet_conv3x3_site_count=278,
     text_site_counts=(138,),
+    v_resolution=768,
 )
 
 SDXL = Family(
