@@ -20,7 +20,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from trainers.bases.detect import BaseInfo
-from trainers.bases.loader import Base, module_for, module_path
+from trainers.bases.loader import Base, components_without_level, module_for, module_path
 from trainers.errors import InputError
 from trainers.formats import adapters, safetensors_io
 from trainers.formats.families import FAMILIES
@@ -121,6 +121,7 @@ class LoraTrainable:
 
     def __init__(self, base: Base, job: Job, plans: list[SitePlan]) -> None:
         self.job, self.plans, self.family = job, plans, base.family
+        self._without_level = components_without_level(base)
         self.trains_unet = any(plan.site.component == "unet" for plan in plans)
         self.trains_text = any(plan.site.component != "unet" for plan in plans)
         self.layers: dict[str, LoraLayer] = {}
@@ -176,7 +177,9 @@ class LoraTrainable:
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         entries, dtype = self.entries(), DTYPES[self.job.save_dtype]
         if self.job.file_format == "peft":
-            adapters.save_peft(path.with_suffix(""), adapters.to_peft(self.family, entries, dtype))
+            adapters.save_peft(
+                path.with_suffix(""), adapters.to_peft(self.family, entries, dtype, without_level=self._without_level)
+            )
             return
         if self.job.file_format == "diffusers":
             tensors, header = adapters.to_diffusers(self.family, entries, dtype)
