@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from injection_helpers import delta, make_layer, make_params, with_delta, write_adapter
+from injection_helpers import NEEDS_HALF, delta, make_layer, make_params, with_delta, write_adapter
 from injection_models import Processing, random_lora, unet_inputs
 from tiny_models import tiny_modules
 from torch import nn
@@ -118,6 +118,7 @@ def test_where_it_may_not_write_it_does_not(where):
         close(mix.add(x, layer(x), StepWeights([1.0])).clone(), expected)
 
 
+@NEEDS_HALF
 def test_number_format_follows_the_output():
     layer, x = make_layer("linear", dtype=torch.float32)
     params = {k: v.half() if v.dim() else v for k, v in make_params("lora", (48, 32)).items()}

@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-from injection_helpers import CASES, delta, make_layer, make_params, with_delta
+from injection_helpers import CASES, NEEDS_HALF, delta, make_layer, make_params, with_delta
 from torch import nn
 
 from extension.injection.bank import SiteBank, SiteMix
@@ -44,7 +44,7 @@ def test_agrees_with_the_formula(kind, where, scale):
     close(one(params, layer, scale)(x), with_delta(layer, x, [(scale, *change)]), 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=NEEDS_HALF), torch.bfloat16])
 @pytest.mark.parametrize(("kind", "where"), CASES)
 def test_half_precision(kind, where, dtype):
     layer, x = make_layer(where, dtype=dtype)
