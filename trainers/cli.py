@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ def absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`raw` with every path made absolute; relative ones count from `folder`."""
     raw = dict(raw)
     for name in PATH_OPTIONS:
-        if isinstance(raw.get(name), str) and raw[name].strip():
-            raw[name] = str((folder / Path(raw[name]).expanduser()).resolve())
+        if isinstance(raw.get(name), str) and raw[name].strip() and "\0" not in raw[name]:
+            raw[name] = str((folder / os.path.expanduser(raw[name])).resolve())
     return raw
 
 
@@ -126,3 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return REJECTED
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return STOPPED

@@ -122,8 +122,8 @@ FIELDS: tuple[Field, ...] = (
     # --- watching
     Field("sample_prompts", "list", [], "Prompts that are drawn while training.", WATCHING, level=BEGINNER),
     Field("negative_prompt", "text", "", "Negative prompt of the sample pictures.", WATCHING),
-    Field("sample_every", "int", 0, "Draw the sample prompts every so many steps; 0 means each epoch's end is used instead.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
-    Field("sample_every_epochs", "int", 0, "Draw the sample prompts every so many epochs; 0 is off.", WATCHING, minimum=0, maximum=100000, unit="epochs"),
+    Field("sample_every", "int", 0, "Draw the sample prompts every so many steps; 0 means at the start and the end only.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
+    Field("sample_every_epochs", "int", 0, "Draw the sample prompts every so many epochs as well; 0 is off.", WATCHING, minimum=0, maximum=100000, unit="epochs"),
     Field("sample_steps", "int", 20, "Sampling steps of a sample picture.", WATCHING, minimum=1, maximum=200),
     Field("sample_cfg", "float", 7.0, "How closely a sample picture follows its prompt.", WATCHING, minimum=1, maximum=50),
     Field("sample_seed", "int", 42, "Seed of the sample pictures.", WATCHING, minimum=0, maximum=2**63 - 1),
@@ -139,6 +139,9 @@ FIELDS: tuple[Field, ...] = (
 )  # fmt: skip
 
 BLOCKS = ("down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3", "text", "text_2")
+
+
+RUN_FOLDERS = ("state", "samples", "control", "cache", "tensorboard")
 
 
 def fields_for(method: str) -> tuple[Field, ...]:
@@ -188,6 +191,8 @@ def rules(job: Job) -> Iterator[str]:
         yield "zero_terminal_snr: needs a model that predicts v, but prediction is epsilon; turn zero_terminal_snr off."
     if job.adaptive_noise_offset and not job.noise_offset:
         yield "adaptive_noise_offset: changes the noise offset, but noise_offset is 0; give noise_offset a value."
+    if job.get("file_format") == "peft" and job.name.lower() in RUN_FOLDERS:
+        yield f"name: a run folder has a folder {job.name!r} of its own, so PEFT's cannot be called so; choose another."
     yield from _single_rate_problems(job)
     if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
         yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."

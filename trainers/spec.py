@@ -128,13 +128,22 @@ def _number_range(option: Field) -> str:
     return what + unit
 
 
+def _exact(raw: Any) -> int | float:
+    """`raw` as a number a float can hold; whole numbers keep all their digits, as a large seed needs."""
+    number = float(raw)
+    try:
+        return int(raw) if isinstance(raw, (int, str)) else number
+    except ValueError:  # a text such as 1e-4
+        return number
+
+
 def _convert_number(option: Field, raw: Any) -> int | float:
     wanted = _number_range(option)
     if isinstance(raw, bool):
         raise _reject(option, raw, wanted)
     try:
-        number = float(raw)
-    except (TypeError, ValueError):
+        number = _exact(raw)
+    except (TypeError, ValueError, OverflowError):
         raise _reject(option, raw, wanted) from None
     if not math.isfinite(number):
         raise _reject(option, raw, wanted)
@@ -144,7 +153,7 @@ def _convert_number(option: Field, raw: Any) -> int | float:
         option.maximum is not None and number > option.maximum
     ):
         raise _reject(option, raw, wanted)
-    return int(number) if option.kind == "int" else number
+    return int(number) if option.kind == "int" else float(number)
 
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -162,9 +171,12 @@ def _convert_bool(option: Field, raw: Any) -> bool:
 
 
 def _convert_choice(option: Field, raw: Any) -> str:
-    word = "no" if raw is False else str(raw).strip()
+    words = [str(raw).strip()]
+    if isinstance(raw, bool):  # YAML reads a bare on, off, yes and no as truth values
+        words = ["on", "yes"] if raw else ["off", "no", "none"]
+    word = words[0]
     for choice in option.choices:
-        if choice.lower() == word.lower():
+        if choice.lower() in (each.lower() for each in words):
             return choice
     raise InputError(
         f"{option.name}: {_shown(raw)!r} is not one of {', '.join(option.choices)}."
@@ -188,9 +200,12 @@ def _convert_map(option: Field, raw: Any) -> dict[str, float]:
     if not isinstance(raw, Mapping):
         raise _reject(option, raw, wanted)
     try:
-        return {str(name): float(value) for name, value in raw.items()}
-    except (TypeError, ValueError):
+        numbers = {str(name): float(value) for name, value in raw.items()}
+    except (TypeError, ValueError, OverflowError):
         raise _reject(option, raw, wanted) from None
+    if not all(map(math.isfinite, numbers.values())):
+        raise _reject(option, raw, wanted)
+    return numbers
 
 
 def _convert_text(option: Field, raw: Any) -> str:
@@ -270,6 +285,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}: this is not readable YAML{where}; check indentation, quotes and colons.") from None
+    except (ValueError, RecursionError) as error:  # a date that is none, or lists within lists without end
+        raise InputError(f"{path}: this is not readable YAML ({error}); put the value in quotes.") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a job file holds lines of the form `option: value`.")
     return {str(name): value for name, value in raw.items()}
