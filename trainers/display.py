@@ -37,7 +37,13 @@ class Display:
         if self._bar is not None:
             self._bar.write(text, file=self.stream)
         else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        try:
             print(text, file=self.stream, flush=True)
+        except (OSError, ValueError):  # who watched is gone (a broken pipe); the run does not need it
+            self.quiet = True
 
     def progress(self, done: int, total: int, what: str) -> None:
         """How far a preparation is."""
@@ -54,7 +60,7 @@ class Display:
             self._show_bar(done, total, what, detail)
         elif what != self._what or done >= total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line, self._what = time.monotonic(), what
-            print(f"{what}: {done}/{total}" + (f", {detail}" if detail else ""), file=self.stream, flush=True)
+            self._print(f"{what}: {done}/{total}" + (f", {detail}" if detail else ""))
 
     def _show_bar(self, done: int, total: int, what: str, detail: str) -> None:
         from tqdm import tqdm

@@ -10,7 +10,7 @@ start       method, name, steps, resumed_from (step or null), process (pid)
 plan        items (label to bytes), peak_bytes, precision, base_dtype, checkpointing, lines
 progress    what, done, total (preparing: caching pictures, encoding captions, …)
 note        text (something a person should know; nothing is wrong with the run)
-step        step, steps, epoch, loss, lr (per group), grad_norm, seconds, eta
+step        step, steps, epoch, loss, weighted_loss, loss_average, lr (per group), grad_norm, seconds, eta
 skipped     step, why (a non-finite loss or gradient: the step changed nothing)
 rollback    step, to_step, lr_scale, why
 validation  step, loss, base_loss, prior_loss, prior_base_loss
@@ -26,6 +26,7 @@ Standard library only: the host's process imports this module too.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -67,7 +68,12 @@ class EventLog:
             return
         record = {"event": event, "time": round(time.time(), 3), **fields}
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
-        self._file.write(line.encode("utf-8") + b"\n")
+        # A file name that is no text holds half characters, which only JSON's own escapes can carry.
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        if self._file.write(data) != len(data):  # the disk is full: no half line for the next one to be joined to
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         if self._file is not None:
@@ -114,6 +120,17 @@ def take_commands(run: Path) -> set[str]:
         names = set(os.listdir(control)) & set(COMMANDS)
     except FileNotFoundError:
         return set()
-    for name in names:
-        (control / name).unlink(missing_ok=True)
-    return names
+    return {name for name in names if _take(control / name)}
+
+
+def _take(command: Path) -> bool:
+    try:
+        command.unlink(missing_ok=True)
+    except PermissionError:  # on Windows its writer may still hold it: it is obeyed at the next look
+        return False
+    return True
+
+
+def is_waiting(run: Path, command: str) -> bool:
+    """Whether a command waits in the run folder; it stays there."""
+    return (run / "control" / command).exists()
