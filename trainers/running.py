@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainers.bases.detect import BaseInfo
+from trainers.bases.detect import BaseInfo, inspect_vae
 from trainers.data.survey import Survey, survey
 from trainers.display import Display
-from trainers.engine import optimizers, precision, runfolder
+from trainers.engine import optimizers, precision, runfolder, state
 from trainers.engine.lock import RunLock
 from trainers.engine.loop import Diverged, Loop
 from trainers.engine.memory import MemoryPlan
@@ -21,7 +22,7 @@ from trainers.engine.runfolder import RunFolder
 from trainers.engine.session import check_base, make_plan, open_session
 from trainers.engine.world import World, join_world
 from trainers.errors import InputError
-from trainers.events import EventLog, read_events, take_commands
+from trainers.events import EventLog, is_waiting, read_events, take_commands
 from trainers.formats.families import FAMILIES
 from trainers.spec import Job
 
@@ -40,9 +41,10 @@ MEMORY_ADVICE = (
 def settle(job: Job) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
     """Everything that is known before a model is loaded: the job with every choice made and fixed (a resumed run must
     not choose otherwise because less memory is free), the base, the memory plan and what the folders hold."""
-    job, info = check_base(job)
     device = precision.device_for(job.device)
+    job, info = check_base(job)
     optimizers.check(job)
+    check_files(job, info)
     found = survey(job, remember=True)
     plan = make_plan(job, info, device)
     fixed = job.replace(
@@ -51,6 +53,18 @@ def settle(job: Job) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
         gradient_checkpointing="on" if plan.gradient_checkpointing else "off",
     )
     return fixed, info, plan, found
+
+
+def check_files(job: Job, info: BaseInfo) -> None:
+    """What else the run will open, so that it does not end after an hour of preparing."""
+    if job.vae:
+        inspect_vae(job.vae)
+    elif not info.has_vae:
+        raise InputError(f"{info.path}: this model has no autoencoder; name one with the option vae.")
+    if job.get("init_from") and not Path(job.init_from).exists():
+        raise InputError(f"init_from: {job.init_from} does not exist; name the LoRA file to go on from.")
+    if job.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("tensorboard: the package tensorboard is not installed; install it, or turn tensorboard off.")
 
 
 def check(job: Job) -> int:
@@ -93,23 +107,31 @@ def _is_done(run: RunFolder) -> bool:
     return any(event["event"] == "done" for event in events)
 
 
-@contextlib.contextmanager
-def _signals_stop(loop: Loop) -> Iterator[None]:
-    """Ctrl-C and a polite termination end the run as a stop does: the step is finished and the state saved."""
+class StopAsked(BaseException):
+    """A stop was asked for while the run was being made ready: there is no step to finish."""
 
-    def ask(number, frame) -> None:
-        loop.stop_asked = True
+
+def _stop_now() -> None:
+    raise StopAsked
+
+
+@contextlib.contextmanager
+def _signals(ask: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and a polite termination call `ask`, for as long as the context lasts."""
+
+    def handle(number, frame) -> None:
+        ask()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     chosen = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
-    former = {number: signal.signal(number, ask) for number in chosen}
+    former = {number: signal.signal(number, handle) for number in chosen}
     try:
         yield
     finally:
         for number, handler in former.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
@@ -119,14 +141,19 @@ def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
             take_commands(run.path)  # commands meant for an earlier process
         events = run.events(write=world.is_main)
         try:
-            return _run_loop(job, run, world, events, display, resuming)
+            with _signals(_stop_now):
+                return _run_loop(job, run, world, events, display, resuming)
+        except StopAsked:
+            _tell(events, "stopped", step=state.newest_step(run.states))
+            display.line(f"Stopped before the first step; go on with: python -m trainers resume {run.path}")
+            return STOPPED
         except InputError as error:
             if isinstance(error.__cause__, OSError):  # the disk failed under a run that had been accepted
-                return _fail(run, events, display, error.__cause__)
+                return _fail(run, world, events, display, error.__cause__)
             _tell(events, "failed", why="; ".join(error.problems), advice="")
             raise
         except Exception as error:
-            return _fail(run, events, display, error)
+            return _fail(run, world, events, display, error)
         finally:
             display.close()
             events.close()
@@ -140,12 +167,15 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
     def report(done: int, total: int, what: str) -> None:
         events.emit("progress", what=what, done=done, total=total)
         display.progress(done, total, what)
+        if world.is_main and is_waiting(run.path, "stop"):
+            take_commands(run.path)
+            raise StopAsked
 
     session = open_session(job, info, run, world, events, display.line, report)
     loop = Loop(session, display)
     if resuming:
         loop.resume()
-    with _signals_stop(loop):
+    with _signals(loop.ask_to_stop):
         outcome = loop.run()
     if outcome == "stopped":
         display.line(f"Stopped after step {loop.counters.step}; go on with: python -m trainers resume {run.path}")
@@ -168,18 +198,18 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-def _tell(events: EventLog, event: str, **fields: str) -> None:
+def _tell(events: EventLog, event: str, **fields: str | int) -> None:
     with contextlib.suppress(OSError):  # the disk may be full; the exit code and stderr still say it
         events.emit(event, **fields)
 
 
-def _fail(run: RunFolder, events: EventLog, display: Display, error: Exception) -> int:
+def _fail(run: RunFolder, world: World, events: EventLog, display: Display, error: Exception) -> int:
     advice = _advice(error)
     last = f"{error.__class__.__name__}: {error}".splitlines()[0]
+    # When one process fails the others soon do, for want of it: each has a file, so that the cause is not lost.
+    file = run.error_file if world.is_main else run.error_file.with_name(f"error-{world.rank}.txt")
     with contextlib.suppress(OSError):
-        run.error_file.write_text(
-            "".join(traceback.format_exception(type(error), error, error.__traceback__)), encoding="utf-8"
-        )
+        file.write_text("".join(traceback.format_exception(type(error), error, error.__traceback__)), encoding="utf-8")
     _tell(events, "failed", why=last, advice=advice)
     display.line(advice or last)
     if advice:

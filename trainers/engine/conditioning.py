@@ -3,7 +3,7 @@ once for every caption and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -26,11 +26,16 @@ class Conditioner:
         self._kept: dict[str, Mapping[str, torch.Tensor]] = {}
         self._stored: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
-    def prepare(self, texts: Iterable[str], store: TextCache | None = None) -> None:
+    def prepare(
+        self,
+        texts: Iterable[str],
+        store: TextCache | None = None,
+        report: Callable[[int, int, str], None] | None = None,
+    ) -> None:
         """Encode `texts`; kept in memory, or in `store` on disk (which holds the most of them in memory too)."""
         missing = sorted(set(texts) - set(self._kept) - set(self._stored))
         if store is not None:
-            self._stored = store.get(missing, self._encode_frozen)
+            self._stored = store.get(missing, self._encode_frozen, report=report)
         elif missing:
             self._kept.update(zip(missing, self._encode_frozen(missing), strict=True))
 
@@ -44,8 +49,11 @@ class Conditioner:
     def _encode_frozen(self, texts: list[str]) -> list[dict[str, torch.Tensor]]:
         conds: list[TextCond] = []
         with torch.no_grad():
-            for start in range(0, len(texts), ENCODE_AT_ONCE):
-                conds += self._encode(texts[start : start + ENCODE_AT_ONCE])
+            # On the CPU one by one: the bits of a result may depend on what is computed beside it, and a run that is
+            # resumed after half of its captions were cached must end with the same bytes.
+            at_once = 1 if self.models.device.type == "cpu" else ENCODE_AT_ONCE
+            for start in range(0, len(texts), at_once):
+                conds += self._encode(texts[start : start + at_once])
         return [
             {
                 name: value.float().cpu()

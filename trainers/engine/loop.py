@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,6 +43,10 @@ class Loop:
         self._step_seconds: list[float] = []
         self._tensorboard = None
 
+    def ask_to_stop(self) -> None:
+        """Finish the step, save and end; what a signal does."""
+        self.stop_asked = True
+
     # --- state -------------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Any]:
@@ -65,15 +70,19 @@ class Loop:
 
     def resume(self) -> None:
         """Go on from the newest state, if there is one."""
-        found = state.load_state(self.s.folder.states, self.s.device)
+        found = state.load_state(self.s.folder.states)
         if found is not None:
             self.counters, tensors = found
             self._load(tensors)
             self.resumed_from = self.counters.step
 
-    def save_state(self) -> None:
+    def _require_finite(self) -> None:
+        """Nothing that is not finite reaches a file."""
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.s.trainable.tensors().values()):
             raise Diverged("the trained weights are no longer finite")
+
+    def save_state(self) -> None:
+        self._require_finite()
         if self.s.world.is_main:
             state.save_state(self.s.folder.states, self.counters, self._tensors())
             self.s.events.emit("saved", step=self.counters.step, kind="state", path="state/current")
@@ -83,13 +92,15 @@ class Loop:
 
     @contextmanager
     def _best_weights(self) -> Iterator[None]:
-        """The weights that are measured, drawn with and saved: the average where there is one. The training weights
-        come back bit for bit."""
+        """The weights that are measured, drawn with and saved: the average where there is one, without dropout. The
+        training weights come back bit for bit."""
         averaged = self.s.ema.averaged(self.s.parameters()) if self.s.ema else nullcontext()
-        with optimizers.evaluation_weights(self.s.optimizer, self.s.parameters()), averaged:
+        evaluation = optimizers.evaluation_weights(self.s.optimizer, self.s.parameters())
+        with evaluation, averaged, self.s.trainable.at_rest():
             yield
 
     def write_result(self, kind: str) -> Path:
+        self._require_finite()
         step = None if kind == "result" else self.counters.step
         path = self.s.folder.result(self.s.job, step)
         if self.s.world.is_main:
@@ -125,7 +136,7 @@ class Loop:
             items,
             self.s.predict,
             prediction=self.s.job.prediction,
-            alphas_cumprod=self.s.models.base.alphas_cumprod.cpu(),
+            alphas_cumprod=self.s.alphas_cumprod,
             draws=self.s.job.validation_draws,
         )
 
@@ -141,6 +152,7 @@ class Loop:
                 picture = sampling.draw_one(
                     self.s.models.base, self.s.conditioner, prompt, seed=job.sample_seed + number, size=(side, side),
                     steps=job.sample_steps, cfg=job.sample_cfg, negative=job.negative_prompt,
+                    zero_terminal_snr=job.zero_terminal_snr,
                 )  # fmt: skip
                 path = self.s.folder.samples / f"{self.counters.step:06d}-{number:02d}.png"
                 sampling.save_png(picture, path)
@@ -223,9 +235,10 @@ class Loop:
         if rollbacks > ROLLBACKS_BEFORE_GIVING_UP:
             raise Diverged(why)
         lr_scale = self.counters.lr_scale * ROLLBACK_LR_FACTOR
-        found = state.load_state(self.s.folder.states, self.s.device)
+        found = state.load_state(self.s.folder.states)
         if found is None:
             raise Diverged(why)
+        self.s.world.wait()  # every process has read it before one writes the next
         self.counters, tensors = found
         self._load(tensors)
         self.counters.rollbacks, self.counters.lr_scale = rollbacks, lr_scale
@@ -295,9 +308,18 @@ class Loop:
 
     def run(self) -> str:
         """Train to the end: "done", or "stopped" when that was asked for. Raises `Diverged`."""
+        try:
+            return self._run()
+        finally:
+            if self._tensorboard is not None:
+                self._tensorboard.close()  # it holds the last minutes back until then
+
+    def _run(self) -> str:
         job, total = self.s.job, self.s.total_steps
         began = time.monotonic()
-        self.s.events.emit("start", method=job.method, name=job.name, steps=total, resumed_from=self.resumed_from)
+        self.s.events.emit(
+            "start", method=job.method, name=job.name, steps=total, resumed_from=self.resumed_from, process=os.getpid()
+        )
         if self.resumed_from is None:
             self.save_state()  # something to go back to before the first state is due
             self.validate()

@@ -58,7 +58,12 @@ class Models:
         return self.base.vae.to(self.device)
 
     def encode_moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Moments [B, 8, h, w] of pixels [B, 3, H, W]; an autoencoder that overflows goes on in fp32, and says so."""
+        """Moments [B, 8, h, w] of pixels [B, 3, H, W]; an autoencoder that overflows goes on in fp32, and says so.
+
+        On the CPU one by one, so that no picture's bits depend on which others had to be encoded beside it.
+        """
+        if self.device.type == "cpu" and len(pixels) > 1:
+            return torch.cat([self.encode_moments(each[None]) for each in pixels])
         try:
             return encode_moments(self.need_vae(), pixels)
         except NonFiniteLatents:

@@ -24,7 +24,17 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """`os.replace`, tried again for a second where Windows refuses because a reader or virus scanner has it open."""
+    for pause in (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ():
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 class RunFolder:
@@ -43,7 +53,8 @@ class RunFolder:
     def result(self, job: Job, step: int | None = None) -> Path:
         """Where the result is written; with a step, where an intermediate one is."""
         tail = "" if step is None else f"-{step:06d}"
-        return self.path / f"{job.name}{tail}.safetensors"
+        end = "" if job.get("file_format") == "peft" else ".safetensors"  # PEFT's form is a folder
+        return self.path / f"{job.name}{tail}{end}"
 
     def events(self, write: bool = True) -> EventLog:
         return EventLog(self.events_file if write else None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,19 +12,26 @@ from PIL import Image
 
 from trainers.bases.loader import Base
 from trainers.bases.vae import decode
+from trainers.engine.runfolder import replace
 from trainers.rng import generator
 
 Encode = Callable[[list[str]], tuple[torch.Tensor, "torch.Tensor | None"]]
 
 
-def make_scheduler(prediction: str, betas: torch.Tensor, steps: int) -> DPMSolverMultistepScheduler:
-    """DPM++ 2M over the model's own noise schedule (Lu et al. 2022, arXiv:2211.01095)."""
+def make_scheduler(
+    prediction: str, betas: torch.Tensor, steps: int, zero_terminal_snr: bool = False
+) -> DPMSolverMultistepScheduler:
+    """DPM++ 2M over the model's own noise schedule (Lu et al. 2022, arXiv:2211.01095).
+
+    A schedule that ends in pure noise is walked from its very end in equal steps, as arXiv:2305.08891 advises.
+    """
     scheduler = DPMSolverMultistepScheduler(
         trained_betas=betas.double().tolist(),
         prediction_type="v_prediction" if prediction == "v" else "epsilon",
-        use_karras_sigmas=True,
-        timestep_spacing="leading",
+        use_karras_sigmas=not zero_terminal_snr,
+        timestep_spacing="trailing" if zero_terminal_snr else "leading",
         steps_offset=1,
+        rescale_betas_zero_snr=zero_terminal_snr,
     )
     scheduler.set_timesteps(steps)
     return scheduler
@@ -40,7 +47,7 @@ def size_conditioning(base: Base, pooled: torch.Tensor | None, height: int, widt
     """SDXL's extra inputs for an uncropped picture of this size; nothing for the other families."""
     if pooled is None:
         return {}
-    ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype, device=pooled.device)
+    ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=pooled.device)
     return {"text_embeds": pooled, "time_ids": ids.expand(len(pooled), -1)}
 
 
@@ -55,11 +62,12 @@ def draw_one(
     steps: int,
     cfg: float,
     negative: str = "",
+    zero_terminal_snr: bool = False,
 ) -> Image.Image:
     """One picture of `size` = (width, height) px; the same seed starts from the same noise, whatever the prompt."""
     width, height = size
     hidden, pooled = encode([negative, prompt])
-    scheduler = make_scheduler(base.prediction, betas_of(base.alphas_cumprod), steps)
+    scheduler = make_scheduler(base.prediction, betas_of(base.alphas_cumprod), steps, zero_terminal_snr)
     shape = (1, base.unet.config.in_channels, height // 8, width // 8)
     device = hidden.device
     latents = torch.randn(shape, generator=generator(seed, "picture")).to(device)
@@ -72,15 +80,24 @@ def draw_one(
         ).sample.float()
         without, with_prompt = output.chunk(2)
         latents = scheduler.step(without + cfg * (with_prompt - without), timestep, latents).prev_sample
-    pixels = decode(base.vae, latents, base.family.latent_scale)
-    return to_image(pixels[0])
+    return to_image(_decode(base, latents)[0])
+
+
+def _decode(base: Base, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels of latents; an autoencoder that overflows in half precision (SDXL's does) goes on in float32."""
+    with torch.autocast(latents.device.type, enabled=False) if latents.is_cuda or latents.is_cpu else nullcontext():
+        pixels = decode(base.vae, latents, base.family.latent_scale)
+        if torch.isfinite(latents).all() and not torch.isfinite(pixels).all():
+            base.vae.float()
+            pixels = decode(base.vae, latents, base.family.latent_scale)
+    return pixels
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a picture so that its name never holds half of it."""
     temporary = path.with_name(path.name + ".part")
     picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    replace(temporary, path)
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:

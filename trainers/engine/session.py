@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 
 from trainers.bases.detect import BaseInfo, inspect_base
+from trainers.bases.loader import load_base
+from trainers.bases.prediction import should_measure
 from trainers.bases.text import check_clip_skip
 from trainers.data.cache import TextCache
 from trainers.data.dataset import Dataset, prepare
@@ -67,8 +70,11 @@ def stated_resolution(info: BaseInfo) -> int | None:
 
 
 def check_base(job: Job) -> tuple[Job, BaseInfo]:
-    """The complete job and what is known of its base; reads headers only."""
+    """The complete job and what is known of its base; reads headers only, unless only the model itself can say what it
+    predicts (an SD2 file without a word about it)."""
     info = inspect_base(Path(job.base), family=job.family)
+    if job.prediction == "auto" and should_measure(FAMILIES[info.family], info.prediction_source):
+        load_base(info.path, info=info, parts=("unet", "text"), dtype=torch.bfloat16)  # writes it into `info`
     return complete(job, info), info
 
 
@@ -114,8 +120,10 @@ class Session:
     def parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:  # older versions of torch do not know autocast on every device
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, captions: list[str], time_ids: torch.Tensor
@@ -125,7 +133,7 @@ class Session:
             hidden, pooled = self.conditioner(captions)
             extra = {}
             if pooled is not None:
-                extra = {"text_embeds": pooled, "time_ids": time_ids.to(self.device, pooled.dtype)}
+                extra = {"text_embeds": pooled, "time_ids": time_ids.to(self.device, torch.float32)}
             return self.models.base.unet(
                 noisy.to(self.device, self.dtype),
                 timesteps.to(self.device),
@@ -149,6 +157,15 @@ def make_plan(job: Job, info: BaseInfo, device: torch.device) -> memory.MemoryPl
     )
 
 
+def _loss_scaler(dtype: torch.dtype, device: torch.device) -> Any:
+    """The gradient scaler, or None. Its scale is made at once: a process whose first batch is empty has nothing to
+    scale and yet takes part in the step."""
+    scaler = precision.loss_scaler(dtype, device)
+    if scaler is not None:
+        scaler.scale(torch.zeros((), device=device))
+    return scaler
+
+
 def _make_dataset(job: Job, models: Models, folder: RunFolder, world: World, report: Report) -> Dataset:
     """Caches every picture that is not cached yet."""
     return prepare(
@@ -169,8 +186,11 @@ def _make_conditioner(job: Job, models: Models, texts: set[str], cache: Path, re
     )
     if not trained:
         key = models.text_fingerprint(f"clip skip {job.clip_skip}, chunks {job.max_chunks}")
-        report(0, len(texts), "encoding captions")
-        conditioner.prepare(texts, TextCache(cache / "text", key))
+
+        def encoding(done: int, total: int, _: str) -> None:
+            report(done, total, "encoding captions")
+
+        conditioner.prepare(texts, TextCache(cache / "text", key), encoding)
         models.drop_text()
     return conditioner
 
@@ -191,7 +211,10 @@ def open_session(
     plan = make_plan(job, info, device)
     dtype = plan.compute_dtype
     if world.is_main:
-        events.emit("plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, lines=plan.lines())
+        events.emit(
+            "plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, precision=plan.precision,
+            base_dtype=plan.base_dtype, checkpointing=plan.gradient_checkpointing, lines=plan.lines(),
+        )  # fmt: skip
         for line in plan.lines():
             say(line)
     models = Models(info, job, device, plan.load_dtype)
@@ -204,6 +227,7 @@ def open_session(
         models.park_vae()
     else:
         models.drop_vae()
+    texts.add("")  # what shorter prompts of a batch are filled up with
     conditioner = _make_conditioner(job, models, texts, dataset.cache_folder, report)
     if world.is_main:
         world.wait()
@@ -230,5 +254,5 @@ def open_session(
         plan=plan,
         base_hashes=hash_in_background(job.base if world.is_main else None),
         vae_hashes=hash_in_background(job.vae if world.is_main else None),
-        scaler=torch.amp.GradScaler(device.type) if precision.needs_loss_scaling(dtype) else None,
+        scaler=_loss_scaler(dtype, device),
     )  # fmt: skip

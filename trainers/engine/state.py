@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainers.engine.runfolder import replace_text
+from trainers.engine.runfolder import replace, replace_text
 from trainers.errors import InputError
 
 KEEP = 2
@@ -68,7 +68,7 @@ def save_state(states: Path, counters: Counters, tensors: dict[str, Any]) -> Pat
             shutil.rmtree(temporary)  # the same step again holds the same bytes, and the pointer must not name a hole
         else:
             shutil.rmtree(final, ignore_errors=True)  # what a kill left before the pointer named it
-            os.replace(temporary, final)
+            replace(temporary, final)
         _sync_folder(states)
         replace_text(states / "current", name)
     except OSError:
@@ -91,15 +91,24 @@ def _forget_old(states: Path, current: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_state(states: Path, map_location: str | torch.device = "cpu") -> tuple[Counters, dict[str, Any]] | None:
-    """The state that the pointer names, or None when there is none yet."""
+def newest_step(states: Path) -> int:
+    """How many steps the newest state has done; 0 when there is none yet."""
+    name = (_current(states) or "").partition("-")[0]
+    return int(name) if name.isdigit() else 0
+
+
+def load_state(states: Path) -> tuple[Counters, dict[str, Any]] | None:
+    """The state that the pointer names, with its tensors on the CPU, or None when there is none yet.
+
+    Whoever takes the tensors copies them to where they belong: optimizers keep some of theirs on the CPU.
+    """
     name = _current(states)
     if name is None:
         return None
     folder = states / name
     try:
         counters = Counters(**json.loads((folder / "counters.json").read_text(encoding="utf-8")))
-        tensors = torch.load(folder / "tensors.pt", map_location=map_location, weights_only=True)
+        tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
             f"{folder}: this state cannot be read ({error.__class__.__name__}); name an older folder of "

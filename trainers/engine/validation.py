@@ -11,7 +11,7 @@ import torch
 from trainers.engine import objectives
 from trainers.rng import generator
 
-AT_ONCE = 8
+AT_ONCE, AT_ONCE_CELLS = 8, 8 * 64 * 64  # pictures, and the cells of their latents (8 of 512 px)
 SEED = 20240229  # the same for every run, whatever its own seed
 
 Predict = Callable[[torch.Tensor, torch.Tensor, list[str], torch.Tensor], torch.Tensor]
@@ -40,9 +40,10 @@ def held_out_loss(
     for case in _cases(items, draws):
         by_shape[tuple(case[0].latents.shape)].append(case)
     total, count = 0.0, 0
-    for cases in by_shape.values():
-        for start in range(0, len(cases), AT_ONCE):
-            part = cases[start : start + AT_ONCE]
+    for shape, cases in by_shape.items():
+        at_once = max(1, min(AT_ONCE, AT_ONCE_CELLS // (shape[1] * shape[2])))
+        for start in range(0, len(cases), at_once):
+            part = cases[start : start + at_once]
             latents = torch.stack([item.latents for item, _, _ in part])
             timesteps = torch.tensor([t for _, t, _ in part])
             noise = torch.stack([noise for _, _, noise in part])

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
+
+PATIENCE = timedelta(days=2)
 
 
 class World:
@@ -72,5 +75,6 @@ def join_world(cpu: bool) -> World:
         return World()
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu or not torch.cuda.is_available())
+    # The others wait while the main process makes caches or measures, which may take longer than the usual minutes.
+    state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=PATIENCE)
     return World(state.process_index, state.num_processes, state.device)

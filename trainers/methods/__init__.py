@@ -31,6 +31,9 @@ class Trainable(Protocol):
     def without(self) -> AbstractContextManager[None]:
         """The model as it was before training, for as long as the context lasts."""
 
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Without dropout, for as long as the context lasts: how the result is measured and drawn with."""
+
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the result, whole or not at all."""
 

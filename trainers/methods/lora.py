@@ -131,6 +131,8 @@ class LoraTrainable:
                 raise RuntimeError(f"no adapter was placed at {plan.site.path}")
             if not math.isclose(layer.scaling[ADAPTER], plan.scale, rel_tol=1e-6) or layer.r[ADAPTER] != plan.rank:
                 raise RuntimeError(f"the adapter at {plan.site.path} has another rank or scale than planned")
+            for part in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+                part.float()  # PEFT makes them in the base's format, which would round what they start from
             _initialise(layer, plan, job.seed)
             layer.train()
             self.layers[plan.site.name] = layer
@@ -162,6 +164,16 @@ class LoraTrainable:
             for layer in self.layers.values():
                 layer.enable_adapters(True)
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        for layer in self.layers.values():
+            layer.eval()
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.train()
+
     def entries(self) -> dict[str, dict[str, Any]]:
         """The adapter in the canonical form of `trainers.formats.adapters`; rsLoRA is folded into alpha."""
         entries = {}
@@ -177,9 +189,7 @@ class LoraTrainable:
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         entries, dtype = self.entries(), DTYPES[self.job.save_dtype]
         if self.job.file_format == "peft":
-            adapters.save_peft(
-                path.with_suffix(""), adapters.to_peft(self.family, entries, dtype, without_level=self._without_level)
-            )
+            adapters.save_peft(path, adapters.to_peft(self.family, entries, dtype, without_level=self._without_level))
             return
         if self.job.file_format == "diffusers":
             tensors, header = adapters.to_diffusers(self.family, entries, dtype)
