@@ -160,7 +160,7 @@ def plain_loop(args: argparse.Namespace) -> None:
     for _ in range(args.steps):
         began = time.time()
         noise, t = torch.randn_like(latents), torch.randint(0, 1000, (1,))
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden = text(tokens).last_hidden_state if args.text else cached
             noisy = schedule.add_noise(latents, noise, t).to(dtype)
             answer = unet(noisy, t, encoder_hidden_states=hidden).sample

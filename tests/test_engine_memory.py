@@ -70,7 +70,7 @@ def _held(unet, height, width, dtype, sdxl):
     extra = {"text_embeds": torch.zeros(1, 32, dtype=dtype), "time_ids": torch.zeros(1, 6)} if sdxl else None
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
         unet(
             torch.randn(1, 4, height, width, dtype=dtype), torch.zeros(1, dtype=torch.long),
