@@ -16,7 +16,7 @@ import torch
 from trainers import cli, options, running, spec
 from trainers.bases.loader import noise_schedule
 from trainers.display import Display
-from trainers.engine import runfolder, sampling
+from trainers.engine import runfolder, sampling, session
 from trainers.engine.validation import held_out_loss
 from trainers.engine.world import World
 from trainers.errors import InputError
@@ -232,3 +232,29 @@ def test_a_stop_while_the_run_is_made_ready(tmp_path, monkeypatch, how):
     assert running._train(job, run, World(), resuming=False) == running.STOPPED
     events, _ = read_events(run.events_file)
     assert events[-1]["event"] == "stopped" and events[-1]["step"] == 0
+
+
+def test_what_a_resumed_run_must_share_is_fixed_with_the_run():
+    job = spec.parse({"name": "a", "base": "b", "data": "d", "steps": 1})
+    first = runfolder.stamped(job)
+    assert first.run["threads"] == torch.get_num_threads()
+    assert runfolder.stamped(first).run == first.run
+    assert runfolder.stamped(job.replace(threads=3)).run["threads"] == 3
+
+
+def test_an_sd2_base_that_does_not_say_what_it_predicts_is_asked(tiny_base, monkeypatch):
+    """Otherwise a v model without a side file would be trained as an epsilon model."""
+    monkeypatch.setattr("trainers.bases.prediction.measure", lambda *_: "v")
+    values = {"name": "a", "base": str(tiny_base("sd2")), "data": "d", "steps": 1}
+    job, info = session.check_base(spec.parse(values))
+    assert (job.prediction, info.prediction_source) == ("v", "measured")
+    job, _ = session.check_base(spec.parse({**values, "prediction": "epsilon"}))
+    assert job.prediction == "epsilon"
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this torch scales losses on CUDA only")
+def test_the_loss_scale_is_there_before_the_first_loss():
+    """A process whose share of the first batch is empty takes part in the step all the same."""
+    scaler = session._loss_scaler(torch.float16, torch.device("cpu"))
+    assert scaler._scale is not None
+    assert session._loss_scaler(torch.bfloat16, torch.device("cpu")) is None

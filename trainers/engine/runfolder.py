@@ -11,6 +11,8 @@ import time
 import uuid
 from pathlib import Path
 
+import torch
+
 from trainers import spec
 from trainers.errors import InputError
 from trainers.events import EventLog
@@ -67,10 +69,12 @@ class RunFolder:
 
 
 def stamped(job: Job) -> Job:
-    """The job with its session id and start time, which are fixed once so that a resumed run writes the same bytes."""
+    """The job with its session id, start time and number of CPU threads (sums are split over them), which are fixed
+    once so that a resumed run writes the same bytes."""
     run = dict(job.run)
     run.setdefault("session_id", uuid.uuid4().int >> 96)
     run.setdefault("started_at", round(time.time(), 3))
+    run.setdefault("threads", job.threads or torch.get_num_threads())
     return Job(dict(job), run)
 
 

@@ -206,8 +206,9 @@ def open_session(
 ) -> Session:
     """Make everything ready for the first step. `say` prints a line for the person, `report` shows progress."""
     device = precision.device_for(job.device) if world.device is None else world.device
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    threads = job.threads or job.run.get("threads")
+    if threads:
+        torch.set_num_threads(int(threads))
     plan = make_plan(job, info, device)
     dtype = plan.compute_dtype
     if world.is_main:
