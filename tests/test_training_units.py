@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import os
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from training_helpers import job_values
 
 from trainers import cli, options, running, spec
+from trainers.bases.detect import inspect_base
 from trainers.bases.loader import noise_schedule
 from trainers.display import Display
 from trainers.engine import runfolder, sampling, session
@@ -258,3 +261,13 @@ def test_the_loss_scale_is_there_before_the_first_loss():
     scaler = session._loss_scaler(torch.float16, torch.device("cpu"))
     assert scaler._scale is not None
     assert session._loss_scaler(torch.bfloat16, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(("said", "asked", "used"), [(True, None, True), (False, None, False), (True, False, False)])
+def test_zero_terminal_snr_is_what_the_model_says_unless_asked(tiny_base, tmp_path, said, asked, used):
+    base = tiny_base("sd2")
+    info = dataclasses.replace(inspect_base(base), prediction="v", zero_terminal_snr=said)
+    job = spec.parse(job_values(base, tmp_path, zero_terminal_snr=asked))
+    assert session.complete(job, info).zero_terminal_snr is used
+    epsilon = session.complete(job.replace(prediction="epsilon", zero_terminal_snr=None), info)
+    assert epsilon.zero_terminal_snr is False

@@ -104,7 +104,7 @@ FIELDS: tuple[Field, ...] = (
     Field("pyramid_iterations", "int", 0, "Levels of pyramid noise; 0 is off.", OBJECTIVE, minimum=0, maximum=16),
     Field("pyramid_discount", "float", 0.3, "Weight of each further level of pyramid noise.", OBJECTIVE, minimum=0, maximum=1),
     Field("input_perturbation", "float", 0.0, "Extra noise on the input that the target does not know of.", OBJECTIVE, minimum=0, maximum=1),
-    Field("zero_terminal_snr", "bool", False, "Rescale the noise schedule so that the last step is pure noise (for v prediction).", OBJECTIVE),
+    Field("zero_terminal_snr", "bool", None, "Rescale the noise schedule so that the last step is pure noise (for v prediction); empty means what the model says of itself.", OBJECTIVE, optional=True),
     Field("loss", "choice", "l2", "Measure of the error.", OBJECTIVE, choices=("l2", "huber", "smooth_l1")),
     Field("huber_c", "float", 0.1, "Where huber and smooth_l1 turn from square to straight.", OBJECTIVE, minimum=0.0001, maximum=10),
     Field("huber_schedule", "choice", "snr", "How huber_c changes with the timestep.", OBJECTIVE, choices=("constant", "exponential", "snr")),

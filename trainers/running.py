@@ -99,6 +99,8 @@ def resume(folder: Path) -> int:
     if run.result(job).exists() and _is_done(run):
         print(f"This run is done: {run.result(job)}")
         return DONE
+    with contextlib.suppress(OSError):
+        run.error_file.unlink(missing_ok=True)  # it speaks of an earlier attempt
     return _train(job, run, join_world(cpu=job.device == "cpu"), resuming=True)
 
 

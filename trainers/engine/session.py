@@ -55,6 +55,8 @@ def complete(job: Job, info: BaseInfo) -> Job:
         if job.conv_rank and job.conv_alpha is None:
             changes["conv_alpha"] = job.conv_rank / 2
     done = job.replace(**changes)
+    if done.zero_terminal_snr is None:
+        done = done.replace(zero_terminal_snr=info.zero_terminal_snr and done.prediction == "v")
     for encoder in family.text_encoders:
         check_clip_skip(encoder, done.clip_skip)
     problem = objectives.zero_terminal_snr_problem(done.prediction, done.zero_terminal_snr)
