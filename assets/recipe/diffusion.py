@@ -38,7 +38,10 @@ def noised(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
 
-def min_snr_weight(alpha: Tensor, most: float = 5.0) -> Tensor:
-    """Weight of an epsilon error by its signal-to-noise ratio (Hang et al. 2023)."""
+def soft_min_snr_weight(alpha: Tensor, knee: float = 0.5) -> Tensor:
+    """Weight of an epsilon error by its signal-to-noise ratio (min-SNR, Hang et al. 2023, with a soft knee).
+
+    A low knee, because what a drawing shows is decided where noise is strong, and there errors in epsilon are small.
+    """
     snr = alpha / (1 - alpha)
-    return snr.clamp(max=most) / snr
+    return 1 / (snr + knee)

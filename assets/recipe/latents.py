@@ -49,15 +49,21 @@ def write_piece(autoencoder: AutoencoderKL, path: Path, first: int) -> None:
 
 
 class LatentCache:
-    """The pieces encoded so far. Several processes encode alternate pieces and wait for each other's."""
+    """The pieces encoded so far. Several processes encode alternate pieces and wait for each other's.
 
-    def __init__(self, work: Path, rank: int = 0, count: int = 1) -> None:
+    Drawings whose captions have a word of `emphasis` count three times.
+    """
+
+    def __init__(self, work: Path, rank: int = 0, count: int = 1, emphasis: list[str] | None = None) -> None:
         self.rank, self.count = rank, count
         self.folder = work / "latents"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder = load_autoencoder(work)
         self.latents, self.tokens = torch.empty(0), torch.empty(0)
         self.pieces = 0
+        plurals = [word + "s" for word in emphasis or ()]
+        self.emphasis = tokens([*(emphasis or ()), *plurals])[:, 1].int() if emphasis else torch.empty(0)
+        self.order = torch.empty(0, dtype=torch.long)
 
     def grow(self, pieces: int) -> None:
         """Load pieces up to this count, encoding those that are missing."""
@@ -76,9 +82,11 @@ class LatentCache:
         self.latents = torch.cat([self.latents, piece["latents"]]) if self.pieces else piece["latents"]
         self.tokens = torch.cat([self.tokens, piece["tokens"]]) if self.pieces else piece["tokens"]
         self.pieces += 1
+        often = torch.isin(self.tokens.flatten(1), self.emphasis).any(1).nonzero()[:, 0]
+        self.order = torch.cat([torch.arange(len(self.latents)), often, often])
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random latents and one of each one's captions."""
-        chosen = torch.randint(len(self.latents), (size,), generator=generator)
+        chosen = self.order[torch.randint(len(self.order), (size,), generator=generator)]
         wording = torch.randint(WORDINGS, (size,), generator=generator)
         return self.latents[chosen], self.tokens[chosen, wording].long()

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .diffusion import STEPS, alphas, build_unet, min_snr_weight, noised
+from .diffusion import STEPS, alphas, build_unet, noised, soft_min_snr_weight
 from .drawings import HELD_OUT, draw
 from .files import load_if_there, log_line, save_atomically, sheet
 from .latents import LatentCache
@@ -57,7 +57,7 @@ class Training:
         self.alphas, self.nothing = alphas(), tokens([""])
         self.step, self.seconds = 0, 0.0
         self.restore()
-        self.cache = LatentCache(options.work, self.rank, self.count)
+        self.cache = LatentCache(options.work, self.rank, self.count, options.emphasis)
         self.pieces = options.pieces
 
     def make_optimizers(self, muon: float) -> list[torch.optim.Optimizer]:
@@ -105,7 +105,7 @@ class Training:
         with torch.autocast("cpu", torch.bfloat16):
             output = self.base(numbers, noised(latents, noise, alpha), times)
         error = (output.float() - noise).square().flatten(1).mean(1)
-        return (error * min_snr_weight(alpha)).mean()
+        return (error * soft_min_snr_weight(alpha)).mean()
 
     def train_step(self) -> float:
         """One batch; returns the loss."""
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="latents per process and step")
     parser.add_argument("--muon", type=float, default=0.012, help="peak learning rate of the matrices")
     parser.add_argument("--pieces", type=int, default=12, help="how many times 4096 drawings to encode in the end")
+    parser.add_argument("--emphasis", nargs="*", help="things to show three times as often")
     parser.add_argument("--every", type=int, default=200, help="steps between reports")
     options = parser.parse_args()
     Training(options).run(options.every)
