@@ -1,120 +1,28 @@
 """Injection into whole models: every naming and layout, and nothing is ever left behind."""
 
+# ruff: noqa: F811  (pytest takes fixtures by the name of an argument)
+
 from __future__ import annotations
 
 import copy
-import gc
-import hashlib
 import os
-import pickle
 
 import pytest
 import torch
+from injection_cases import assert_near, checksum, draw, files, merged, models, parts_of, setup, traces, written  # noqa: F401
 from injection_helpers import delta, make_params, write_adapter
-from injection_models import Processing, ldm_named, open_clip_of, random_lora, unet_inputs
-from tiny_models import tiny_modules
+from injection_models import Processing, ldm_named, open_clip_of, random_lora
 from torch import nn
 
-from extension.injection import AdapterFiles, Injection, Row, Whom, constant_use
+from extension.injection import Injection, Row, Whom, constant_use
 from extension.injection.adapter_file import site_parameters
 from extension.injection.kinds.base import rank_scale
 from extension.injection.plan import make_plan
-from trainers.formats import adapters, safetensors_io
+from trainers.formats import safetensors_io
 from trainers.formats.families import FAMILIES
 from trainers.formats.layer_names import layers
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def models():
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = tiny_modules(family)
-        return made[family]
-
-    return get
-
-
-@pytest.fixture
-def files():
-    return AdapterFiles()
-
-
-def parts_of(model):
-    names = ("text_encoder", "text_encoder_2")
-    return {"unet": model.unet, **dict(zip(names, model.text_encoders, strict=False))}
-
-
-def checksum(*modules):
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def traces(*roots):
-    """Whatever hooks and instance attributes are on these models."""
-    found = []
-    for root in roots:
-        for name, module in root.named_modules():
-            found += [(name, key) for key in module.__dict__ if key == "forward"]
-            for table in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
-                found += [(name, table)] * len(module.__dict__[table])
-    return found
-
-
-def draw(model):
-    """The UNet's and the text encoders' outputs for fixed inputs."""
-    with torch.no_grad():
-        side = 8 if model.family.name == "sdxl" else 16
-        unet = model.unet(**unet_inputs(model, side=side)).sample
-        text = [encoder(torch.arange(77)[None]).last_hidden_state for encoder in model.text_encoders]
-    return [unet, *text]
-
-
-def merged(model, entries, family, weight=1.0):
-    """A copy of the model with the reference formula merged into its weights."""
-    out = copy.deepcopy(model)
-    parts = parts_of(out)
-    by_name = {site.name: site for site in layers(FAMILIES[family])}
-    for name, params in entries.items():
-        site = by_name[name]
-        path = site.path
-        root = parts[site.component]
-        if site.component != "unet" and not hasattr(root, "text_model"):
-            path = path.removeprefix("text_model.")
-        module = root.get_submodule(path)
-        change, bias = delta(params, module.weight.double())
-        module.weight.data += (weight * change.reshape(module.weight.shape)).float()
-        if bias is not None:
-            module.bias.data += (weight * bias).float()
-    return out
-
-
-def assert_near(got, expected, tolerance=2e-5):
-    for one, other in zip(got, expected, strict=True):
-        assert (one - other).abs().max() < tolerance * max(1.0, float(other.abs().max()))
-
-
-def written(path, family, entries, naming):
-    """The same adapter in one of the namings files use."""
-    table = FAMILIES[family]
-    if naming == "kohya":
-        return write_adapter(path, entries)
-    plain = {n: {p: (float(v) if p == "alpha" else v.float()) for p, v in e.items()} for n, e in entries.items()}
-    if naming == "diffusers":
-        tensors, metadata = adapters.to_diffusers(table, plain)
-        safetensors_io.save(path, tensors, metadata)
-    else:
-        by_name = {site.name: site for site in layers(table)}
-        flat = {n: by_name[n].path if family == "sdxl" else by_name[n].ldm_path for n in entries}
-        other = {("lora_unet_" + flat[n].replace(".", "_") if "unet" in n else n): e for n, e in entries.items()}
-        return write_adapter(path, other)
-    return path
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -315,183 +223,6 @@ def test_ldm_named_unet(models, files, tmp_path, family):
     for name in entries:
         one, other = (plan.banks[name].layer for plan in plans)
         assert one.module is other.module
-
-
-# --- generations
-
-
-@pytest.fixture
-def setup(models, files, tmp_path):
-    """A model, an injection, and two adapters' uses."""
-    model = models("sd1")
-    entries = random_lora(model, "sd1")
-    one = write_adapter(tmp_path / "one.safetensors", entries)
-    other = write_adapter(tmp_path / "other.safetensors", random_lora(model, "sd1", seed=9))
-    return model, Injection("sd1", parts_of(model)), files.get(one), files.get(other)
-
-
-def test_nested_generations(setup):
-    model, injection, one, other = setup
-    plain, outer, inner = draw(model), Processing(), Processing()
-    injection.begin(outer, [constant_use(one)])
-    with_one = draw(model)
-    injection.begin(inner, [constant_use(other, 0.5)], merged=True)
-    assert (draw(model)[0] - with_one[0]).abs().max() > 1e-4
-    innermost = Processing()
-    injection.begin(innermost, [])
-    assert torch.equal(draw(model)[0], plain[0])
-    injection.end(innermost)
-    injection.end(inner)
-    assert all(torch.equal(a, b) for a, b in zip(draw(model), with_one, strict=True))
-    injection.end(outer)
-    assert traces(*parts_of(model).values()) == [] and injection.current is None
-
-
-def test_ending_the_outer_ends_what_was_left_inside(setup):
-    model, injection, one, other = setup
-    outer, inner = Processing(), Processing()
-    injection.begin(outer, [constant_use(one)])
-    injection.begin(inner, [constant_use(other)])
-    injection.end(outer)
-    assert injection.current is None and traces(*parts_of(model).values()) == []
-
-
-def test_exception_then_forgotten(setup):
-    model, injection, one, _ = setup
-
-    def generate():
-        p = Processing()
-        injection.begin(p, [constant_use(one)])
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError):
-        generate()
-    gc.collect()
-    assert injection.current is None and traces(*parts_of(model).values()) == []
-
-
-def test_exception_then_another_generation(setup):
-    """The host may hold the processing object of a generation that failed; the next one does not nest in it."""
-    model, injection, one, other = setup
-    held = []
-
-    def generate():
-        p = Processing()
-        held.append(p)
-        injection.begin(p, [constant_use(one)])
-        raise RuntimeError("interrupted")
-
-    with pytest.raises(RuntimeError) as caught:
-        generate()
-    del caught
-    p = Processing()
-    injection.begin(p, [constant_use(other)])
-    injection.end(p)
-    assert injection.current is None and traces(*parts_of(model).values()) == []
-
-
-def test_same_owner_again_replaces(setup):
-    """The hires pass activates again for the same processing object."""
-    model, injection, one, other = setup
-    p = Processing()
-    injection.begin(p, [constant_use(one)])
-    injection.begin(p, [constant_use(other)])
-    second = draw(model)
-    injection.end(p)
-    q = Processing()
-    injection.begin(q, [constant_use(other)])
-    assert torch.equal(draw(model)[0], second[0])
-    injection.end(q)
-    assert injection.current is None
-
-
-def test_two_models_in_memory(setup, models):
-    _, injection, one, _ = setup
-    other_model = tiny_modules("sd1", seed=4)
-    plain = draw(other_model)
-    p = Processing()
-    injection.begin(p, [constant_use(one)])
-    assert torch.equal(draw(other_model)[0], plain[0])
-    injection.end(p)
-
-
-def test_dropped_model_is_freed_while_attached(files, tmp_path):
-    import weakref
-
-    model = tiny_modules("sd1", seed=5)
-    path = write_adapter(tmp_path / "x.safetensors", random_lora(model, "sd1"))
-    injection, p = Injection("sd1", parts_of(model)), Processing()
-    injection.begin(p, [constant_use(files.get(path))])
-    watched = weakref.ref(model.unet)
-    del model
-    gc.collect()
-    assert watched() is None
-    injection.end(p)
-    injection.detach()
-
-
-def test_detach_in_the_middle(setup):
-    model, injection, one, _ = setup
-    plain, p = draw(model), Processing()
-    injection.begin(p, [constant_use(one)], merged=True)
-    injection.detach()
-    assert traces(*parts_of(model).values()) == [] and injection.nbytes() == 0
-    assert torch.equal(draw(model)[0], plain[0])
-    injection.end(p)
-
-
-def test_copies_and_pickles_of_the_host_model_are_not_ours(setup):
-    model, injection, one, _ = setup
-    plain, p = draw(model), Processing()
-    injection.begin(p, [constant_use(one)])
-    draw(model)
-    copied = copy.deepcopy(model)
-    loaded = pickle.loads(pickle.dumps(model.unet))
-    injection.end(p)
-    assert torch.equal(draw(copied)[0], plain[0])
-    with torch.no_grad():
-        assert torch.equal(loaded(**unet_inputs(model)).sample, plain[0])
-
-
-def test_retrained_file_of_the_same_name(models, tmp_path):
-    model, files = models("sd1"), AdapterFiles()
-    path = write_adapter(tmp_path / "x.safetensors", random_lora(model, "sd1"))
-    injection, p = Injection("sd1", parts_of(model)), Processing()
-    injection.begin(p, [constant_use(files.get(path))])
-    first = draw(model)
-    injection.end(p)
-    known = files.get(path)
-    assert files.get(path) is known
-    size = path.stat().st_size
-    write_adapter(path, random_lora(model, "sd1", seed=8))
-    assert path.stat().st_size == size
-    injection.begin(p, [constant_use(files.get(path))])
-    assert (draw(model)[0] - first[0]).abs().max() > 1e-4
-    injection.end(p)
-
-
-def test_another_value_only_changes_numbers(setup):
-    """A changed weight builds nothing again."""
-    _, injection, one, other = setup
-    p = Processing()
-    plan = injection.begin(p, [constant_use(one), constant_use(other)]).plan
-    assert injection.begin(p, [constant_use(one, 0.3), constant_use(other, 0.7)]).plan is plan
-    injection.end(p)
-    assert injection.begin(p, [constant_use(one, 0.3), constant_use(other, 0.7)]).plan is plan
-    injection.end(p)
-
-
-def test_memory_is_the_size_of_the_file(models, files, tmp_path):
-    model = models("sd1")
-    entries = random_lora(model, "sd1")
-    path = write_adapter(tmp_path / "x.safetensors", entries, torch.float16)
-    numbers = sum(e["lora_down"].numel() + e["lora_up"].numel() for e in entries.values())
-    injection, p = Injection("sd1", parts_of(model)), Processing()
-    injection.begin(p, [constant_use(files.get(path))])
-    assert injection.nbytes() == numbers * 2
-    draw(model)
-    assert injection.nbytes() == numbers * 4  # the base is float32
-    injection.end(p)
 
 
 # --- reports
