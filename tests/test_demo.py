@@ -120,7 +120,7 @@ def test_a_whole_demonstration(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "DRAWING", {"steps": 2, "cfg": 2.0})
     out = tmp_path / "out put 中文"
     few = tmp_path / "few"
-    run.demonstrate(out, run.Task(tiny_base("sd1"), few, few / "other", str(tmp_path / "short.yaml")))
+    run.demonstrate(out, run.Task(tiny_base("sd1"), few, few / "other", 2, str(tmp_path / "short.yaml")))
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert set(FIELDS) <= set(report)
     assert report["steps"] == 2 and Path(report["lora"]).is_file()

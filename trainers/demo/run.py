@@ -41,6 +41,7 @@ class Task:
     base: Path = ROOT / "assets" / "base" / "athanor-base.safetensors"
     pictures: Path = ROOT / "assets" / "pictures" / NAME
     unrelated: Path = ROOT / "assets" / "pictures" / "unrelated"
+    known: int = 400
     preset: str = "demo"
 
     def job(self, out: Path) -> dict[str, Any]:
@@ -52,6 +53,7 @@ class Task:
             "base": str(self.base),
             "data": str(self.pictures / "train"),
             "validation_data": str(self.pictures / "held-out"),
+            "regularisation_data": str(out / "known"),
             "prior_data": str(self.unrelated),
             "cache_dir": str(out / "cache"),
         }
@@ -70,6 +72,10 @@ def train(task: Task, out: Path) -> Path:
     Raises:
         RuntimeError: the trainer ended with another exit status than 0 (it has said why).
     """
+    from assets.recipe.known import write_known
+
+    # Drawings of what the base knows, shown in turn with the new thing: without them a small model forgets at once.
+    write_known(out / "known", task.known)
     job = out / "job.yaml"
     job.write_text(yaml.safe_dump(task.job(out), allow_unicode=True, sort_keys=False), encoding="utf-8")
     run = _run_folder(out)
