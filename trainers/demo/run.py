@@ -41,7 +41,7 @@ class Task:
     base: Path = ROOT / "assets" / "base" / "athanor-base.safetensors"
     pictures: Path = ROOT / "assets" / "pictures" / NAME
     unrelated: Path = ROOT / "assets" / "pictures" / "unrelated"
-    known: int = 400
+    known: int = 160
     preset: str = "demo"
 
     def job(self, out: Path) -> dict[str, Any]:
