@@ -1,0 +1,62 @@
+"""What the rest of the extension may ask of a host, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a host keeps files.
+
+    Attributes:
+        adapters, embeddings, masks: folders that are searched, the first one is written to.
+        data: the host's data folder; runs are kept below it.
+    """
+
+    adapters: Sequence[Path]
+    embeddings: Sequence[Path]
+    masks: Sequence[Path]
+    data: Path
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model that is loaded now.
+
+    Attributes:
+        family: "sd1", "sd2" or "sdxl"; None for one that we cannot inject into.
+        parts: live modules: "unet", "text_encoder", "text_encoder_2".
+        checkpoint: its file, None where the host does not say.
+        widths: width of the token embeddings by text encoder.
+        vocabulary: CLIP's words, to notice an embedding that takes a word's place.
+    """
+
+    family: str | None
+    parts: Mapping[str, nn.Module]
+    checkpoint: Path | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
+    vocabulary: Container[str] = ()
+
+
+class Host(Protocol):
+    """A WebUI."""
+
+    name: str
+
+    def folders(self) -> Folders:
+        """Where its files are."""
+
+    def model(self) -> LoadedModel | None:
+        """The model that is loaded, None while there is none."""
+
+    def option(self, key: str, default: Any) -> Any:
+        """A setting of ours, as the person left it."""
+
+    def register(self) -> None:
+        """Puts our callbacks in place; called once for each load of the scripts."""

@@ -1,0 +1,236 @@
+"""What the prompts of one batch ask for: tags read, files found, and everything that is wrong said in sentences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from extension.injection.adapter_file import Adapter, AdapterFiles, Stamp
+from extension.injection.embeddings import Embedding, EmbeddingStore
+from extension.injection.from_tags import use_of
+from extension.injection.scales import Use
+from extension.listing import Listing
+from extension.prompt import (
+    ADAPTER_KINDS,
+    KINDS,
+    Active,
+    Region,
+    Tag,
+    constant_weights,
+    nearest,
+    parse_batch,
+    printable,
+)
+from extension.prompt.batch import BatchTags
+from extension.prompt.tags import ALL, Strength
+from trainers.errors import InputError
+from trainers.formats.hashes import file_body_sha256, file_sha256
+
+
+@dataclass
+class Library:
+    """Where names in prompts lead.
+
+    Attributes:
+        adapters: files for `<lora:…>` and `<lyco:…>`.
+        files: their contents' indexes.
+        embeddings: what `<ti:…>` and plain names mean.
+        masks: pictures for `mask=`, or None where there are none.
+        live: newest snapshot of a run in progress by its name, for `live=1`.
+    """
+
+    adapters: Listing
+    embeddings: EmbeddingStore
+    files: AdapterFiles = field(default_factory=AdapterFiles)
+    masks: Listing | None = None
+    live: Callable[[str], Path | None] | None = None
+
+    def rescan(self) -> bool:
+        """Looks for new, changed and removed files; True when anything is different."""
+        changed = [self.adapters.rescan(), self.embeddings.rescan()]
+        if self.masks is not None:
+            changed.append(self.masks.rescan())
+        return any(changed)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tag that acts and the file it names."""
+
+    active: Active
+    adapter: Adapter
+
+    @property
+    def tag(self) -> Tag:
+        return self.active.tag
+
+
+@dataclass
+class Wanted:
+    """What a batch asks for.
+
+    Attributes:
+        batch: the prompts as read.
+        found: tags of adapters whose file is there, in order.
+        embedding_tags: `<ti:…>` tags whose embedding is there.
+        others: tags that are the host's own to act on (hypernetworks), with their picture.
+        missing: tags of adapters that name no listed file.
+        reports: one sentence for everything that is wrong.
+    """
+
+    batch: BatchTags
+    found: list[Found] = field(default_factory=list)
+    embedding_tags: list[tuple[Active, Embedding]] = field(default_factory=list)
+    others: list[Active] = field(default_factory=list)
+    missing: list[Active] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts without tags, one per picture."""
+        return [parsed.clean_text for parsed in self.batch.prompts]
+
+    @property
+    def negatives(self) -> list[str]:
+        """The negative prompts without tags, one per picture."""
+        return [parsed.clean_text for parsed in self.batch.negatives]
+
+    @property
+    def regions(self) -> list[Region]:
+        """The regions that tags of adapters name, each once."""
+        return list(dict.fromkeys(one.tag.region for one in self.found if one.tag.region is not None))
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether some tag acts on some rows of the batch only."""
+        return any(one.tag.negative or one.tag.scope != ALL or one.tag.region is not None for one in self.found)
+
+    @property
+    def constant_text(self) -> bool:
+        """Whether every tag asks for the same text-encoder weight from the first step to the last."""
+        return all(_constant_text(one.tag) for one in self.found)
+
+    def uses(self, family: str) -> list[Use]:
+        """The adapters' uses on a model of this family, for `Injection.begin`."""
+        return [use_of(one.tag, one.adapter, family, one.active.picture) for one in self.found]
+
+    def fingerprint(self) -> str:
+        """Changes whenever other tags, another strength or another content of a file would change a prompt's encoding.
+
+        Hosts keep encoded prompts by their text; this belongs beside the text.
+        """
+        lines = [f"{one.active.picture}\0{one.tag!r}\0{one.tag.clean_span}\0{one.adapter.stamp}" for one in self.found]
+        lines += [f"{active.picture}\0{active.tag!r}\0{item.stamp}" for active, item in self.embedding_tags]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if lines else ""
+
+    def ti_hashes(self) -> dict[str, str]:
+        """Name -> the first 12 digits of the file's hash, for the `<ti:…>` tags."""
+        named = {item.name: item.source for _, item in self.embedding_tags if item.source is not None}
+        return {name: file_sha256(path)[:12] for name, path in named.items()}
+
+    def lora_hashes(self) -> dict[str, str]:
+        """Name as typed -> the first 12 digits of the file's hash, as A1111 writes to `Lora hashes`."""
+        return {one.tag.name.strip(): file_hash(one.adapter)[:12] for one in self.found}
+
+
+def _constant_text(tag: Tag) -> bool:
+    if constant_weights(tag) is not None and (tag.hires is None or constant_weights(tag, hires=True) is not None):
+        return True
+    passes: list[Strength] = [tag.strength(hires) for hires in (False, True)]
+    return all(strength.te.constant == 0.0 for strength in passes)
+
+
+_HASHES: dict[Stamp, str] = {}
+
+
+def file_hash(adapter: Adapter) -> str:
+    """The hash by which the field knows an adapter's file: from its header where it is stated, else of its tensors.
+
+    Hex digits without a prefix; kept for each content of a file.
+    """
+    known = _HASHES.get(adapter.stamp)
+    if known is None:
+        of_file = file_body_sha256 if adapter.path.suffix.lower() == ".safetensors" else file_sha256
+        stated = adapter.metadata.get("sshs_model_hash", "").removeprefix("0x")
+        _HASHES[adapter.stamp] = known = stated or of_file(adapter.path)
+    return known
+
+
+def read_wanted(
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    library: Library,
+    *,
+    default_scope: str = ALL,
+    kinds: Iterable[str] = KINDS,
+    protect_escapes: bool = False,
+) -> Wanted:
+    """Read the prompts of a batch and find the files their tags name; nothing here raises for any text or file.
+
+    Args:
+        prompts, negatives: one per picture (or one negative for all).
+        library: where names lead; the caller rescans it.
+        default_scope, kinds, protect_escapes: see `extension.prompt.parse_prompt`.
+    """
+    batch = parse_batch(
+        prompts, negatives, default_scope=default_scope, kinds=frozenset(kinds), protect_escapes=protect_escapes
+    )
+    wanted = Wanted(batch, reports=[_sentence(entry.error, entry.picture, entry.negative) for entry in batch.errors])
+    for active in batch.active:
+        _look_up(active, library, wanted)
+    wanted.reports = list(dict.fromkeys(wanted.reports))
+    return wanted
+
+
+def _sentence(error: object, picture: int, negative: bool) -> str:
+    place = ("the negative prompt" if negative else "the prompt") + (f" of picture {picture + 1}" if picture else "")
+    return f"{error} (in {place})"
+
+
+def _look_up(active: Active, library: Library, wanted: Wanted) -> None:
+    """Sorts one tag into what was found, what is missing, and what is not ours."""
+    tag = active.tag
+    if tag.kind in ADAPTER_KINDS:
+        _look_up_adapter(active, library, wanted)
+    elif tag.kind == "ti":
+        item = library.embeddings.get(tag.name.strip())
+        if item is not None:
+            wanted.embedding_tags.append((active, item))
+        else:
+            wanted.reports.append(_not_there(tag, "embedding", nearest(tag.name, library.embeddings.names())))
+    else:
+        wanted.others.append(active)
+
+
+def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
+    tag = active.tag
+    path = library.live(tag.name.strip()) if tag.live and library.live is not None else None
+    if tag.live and path is None:
+        wanted.reports.append(f"{printable(tag.source_text)}: no run of this name is in progress; its file is used.")
+    path = path or library.adapters.find(tag.name)
+    if path is None:
+        wanted.missing.append(active)
+        wanted.reports.append(_not_there(tag, "LoRA", library.adapters.nearest(tag.name)))
+        return
+    if tag.region is not None and tag.region.mask_file is not None and not _mask_there(tag, library):
+        near = library.masks.nearest(tag.region.name) if library.masks is not None else None
+        wanted.reports.append(
+            f'{printable(tag.source_text)}: there is no region or mask file "{printable(tag.region.name)}"'
+            + (f'; did you mean "{near}"?' if near else "; the tag is not used.")
+        )
+        return
+    try:
+        wanted.found.append(Found(active, library.files.get(path)))
+    except InputError as problem:
+        wanted.reports.append(f"{printable(tag.source_text)}: {problem}")
+
+
+def _mask_there(tag: Tag, library: Library) -> bool:
+    return library.masks is not None and library.masks.find(tag.region.name) is not None
+
+
+def _not_there(tag: Tag, what: str, near: str | None) -> str:
+    ending = f'; did you mean "{near}"?' if near else "."
+    return f'{printable(tag.source_text)}: there is no {what} "{printable(tag.name.strip())}"{ending}'
