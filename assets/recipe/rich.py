@@ -223,6 +223,6 @@ def autoencoder_picture(index: int, space: int = RICH) -> np.ndarray:
     """What the autoencoder sees: the base's own drawings, richer ones, and round things with marks."""
     rng = np.random.default_rng([space, index, 8])
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.35:
         return render(sample_scene(rng), rng)
-    return draw_sphere(rng) if kind < 0.7 else draw_rich(index, space)
+    return draw_sphere(rng) if kind < 0.85 else draw_rich(index, space)
