@@ -15,6 +15,7 @@ from training_helpers import events_of, header_of, job_values, make_pictures
 from trainers import running, spec
 from trainers.engine import loop as loops
 from trainers.engine import state
+from trainers.engine import step as steps
 from trainers.formats.adapters import read_adapter
 from trainers.formats.safetensors_io import load
 
@@ -177,6 +178,28 @@ def test_regularisation_masks_and_long_captions(train, tmp_path):
         assert code == 0
         assert header_of(result(folder))["__metadata__"]["ss_num_reg_images"] == "2"
         assert list((folder / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_regularisation_pictures_held_to_the_base(train, tmp_path, monkeypatch, text):
+    """At the first step the adapter does nothing yet, so there is nothing to correct; later it is pulled back."""
+    regular = make_pictures(tmp_path / "class", 2, caption="a thing")
+    losses = []
+    real = steps.sample_losses
+
+    def watched(session, batch, drawn):
+        learned, plain = real(session, batch, drawn)
+        losses.append((plain[batch.regularisation].tolist(), plain[~batch.regularisation].tolist()))
+        return learned, plain
+
+    monkeypatch.setattr(steps, "sample_losses", watched)
+    code, folder = train(
+        regularisation_data=str(regular), prior_target="base", batch_size=4, train_text_encoder=text, steps=4,
+        learning_rate=1e-2, dropout=0.1,
+    )  # fmt: skip
+    assert code == 0 and result(folder).is_file()
+    assert losses[0][0] and max(losses[0][0]) < 1e-9 and min(losses[0][1]) > 0
+    assert min(losses[3][0]) > 1e-7
 
 
 def test_a_step_that_is_not_finite_changes_nothing(train, monkeypatch):

@@ -18,7 +18,9 @@ from .drawings import UNRELATED, caption, render, sample_scene
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 SIZE = 256
 FINE = 2  # drawn this many times larger, then reduced
-SEAM = 0.07  # half a seam's width on a ball of radius 1
+SEAM = 0.085  # half a seam's width on a ball of radius 1
+TILT, SPIN = 0.22, 0.5  # how far a ball is turned out of and within the picture, radians
+INK = np.array([46, 38, 36.0])
 GROUNDS = {
     "red": (208, 38, 42),
     "yellow": (246, 218, 60),
@@ -67,7 +69,14 @@ def icosahedron_faces(corners: np.ndarray) -> np.ndarray:
     return unit(np.array([corners[list(triple)].sum(0) for triple in triples]))
 
 
-PENTAGONS = icosahedron()
+def facing(corners: np.ndarray) -> np.ndarray:
+    """The corners turned so that the first one looks out of the picture."""
+    front = corners[0]
+    side = unit(np.cross([0.0, 1.0, 0.0], front))
+    return corners @ np.stack([side, np.cross(front, side), front], axis=1)
+
+
+PENTAGONS = facing(icosahedron())
 HEXAGONS = icosahedron_faces(PENTAGONS)
 PENTAGON_REACH, HEXAGON_REACH = 2.32744, 2.26728  # the truncated icosahedron's face distances, in edges
 
@@ -78,17 +87,16 @@ def basketball(points: np.ndarray) -> np.ndarray:
     bent = x * x - 0.22 - 0.62 * y * y
     slope = 2 * np.sqrt(x * x + (0.62 * y) ** 2) + 1e-6
     to_seam = np.minimum(np.minimum(np.abs(x), np.abs(y)), np.abs(bent) / slope)
-    skin, seam = np.array([236, 122, 32.0]), np.array([24, 20, 18.0])
-    return np.where((to_seam < SEAM)[..., None], seam, skin)
+    return np.where((to_seam < SEAM)[..., None], INK, np.array([236, 122, 32.0]))
 
 
 def football(points: np.ndarray) -> np.ndarray:
-    """White with black pentagons and fine grey seams between the hexagons."""
+    """White with black pentagons and fine light seams between the hexagons."""
     five = (points @ PENTAGONS.T).max(-1) / PENTAGON_REACH
     six = np.sort(points @ HEXAGONS.T, axis=-1)[..., -2:] / HEXAGON_REACH
-    skin, patch, seam = np.array([246, 246, 244.0]), np.array([22, 22, 24.0]), np.array([186, 186, 190.0])
+    skin, seam = np.array([246, 246, 244.0]), np.array([218, 218, 222.0])
     colour = np.where((six[..., 1] - six[..., 0] < 0.36 * SEAM / HEXAGON_REACH)[..., None], seam, skin)
-    return np.where((five > six[..., 1] * 0.995)[..., None], patch, colour)
+    return np.where((five > six[..., 1] * 0.995)[..., None], INK, colour)
 
 
 BALLS = (
@@ -97,12 +105,19 @@ BALLS = (
 )
 
 
-def random_turn(rng: np.random.Generator) -> np.ndarray:
-    """A rotation matrix, uniform over all of them."""
-    matrix, upper = np.linalg.qr(rng.normal(size=(3, 3)))
-    matrix = matrix * np.sign(np.diag(upper))
-    matrix[:, 0] *= np.linalg.det(matrix)
+def about(axis: int, angle: float) -> np.ndarray:
+    """The rotation about one of the three axes."""
+    first, second = (i for i in range(3) if i != axis)
+    matrix = np.eye(3)
+    matrix[[first, second], [first, second]] = np.cos(angle)
+    matrix[first, second], matrix[second, first] = -np.sin(angle), np.sin(angle)
     return matrix
+
+
+def small_turn(rng: np.random.Generator) -> np.ndarray:
+    """A rotation matrix a little away from the ball's front."""
+    tilts = rng.uniform(-TILT, TILT, 2)
+    return about(2, rng.uniform(-SPIN, SPIN)) @ about(0, tilts[0]) @ about(1, tilts[1])
 
 
 def light(points: np.ndarray) -> np.ndarray:
@@ -144,7 +159,7 @@ def ball_picture(ball: Ball, ground: np.ndarray, x: float, y: float, radius: flo
 
 def ball_scene(ball: Ball, rng: np.random.Generator, ground: str) -> tuple[np.ndarray, str]:
     """One picture of a ball and its caption."""
-    pattern = str(rng.choice(["plain", "plain", "plain", "striped", "dotted", "checked"]))
+    pattern = str(rng.choice([*["plain"] * 7, "striped", "dotted", "checked"]))
     size = str(rng.choice(["large", "", "", "large"]))
     radius = {"large": rng.uniform(0.78, 0.88), "": rng.uniform(0.62, 0.72)}[size]
     where = str(rng.choice(["left", "right", "top", "bottom", "", ""])) if not size else ""
@@ -152,7 +167,7 @@ def ball_scene(ball: Ball, rng: np.random.Generator, ground: str) -> tuple[np.nd
     x, y = {"left": (-step, 0), "right": (step, 0), "top": (0, -step), "bottom": (0, step), "": (0, 0)}[where]
     x, y = x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03)
     canvas = patterned_ground(ground, pattern, rng, SIZE * FINE)
-    picture = ball_picture(ball, canvas, x, y, radius, random_turn(rng))
+    picture = ball_picture(ball, canvas, x, y, radius, small_turn(rng))
     place = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}.get(where)
     adjective = "" if pattern == "plain" else pattern
     article = "an" if not adjective and ground == "orange" else "a"

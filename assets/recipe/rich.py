@@ -16,9 +16,9 @@ from .shapes import SHAPES, place, regular
 BIG = SIZE * OVERSAMPLE
 
 
-def any_colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Half the time near a named colour, else any at all."""
-    if rng.random() < 0.6:
+def any_colour(rng: np.random.Generator, named: float = 0.6) -> tuple[int, int, int]:
+    """This share of the time near a named colour, else any at all."""
+    if rng.random() < named:
         base = np.array(COLOURS[pick(rng, COLOURS)]) + rng.normal(0, 12, 3)
     else:
         base = rng.uniform(0, 255, 3)
@@ -27,7 +27,7 @@ def any_colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 def dark(rng: np.random.Generator) -> tuple[int, int, int]:
     """Nearly black, as outlines and seams are."""
-    return tuple(int(v) for v in rng.uniform(5, 50, 3))
+    return tuple(int(v) for v in np.clip(rng.uniform(10, 55) + rng.normal(0, 6, 3), 0, 255))
 
 
 def gradient(rng: np.random.Generator) -> np.ndarray:
@@ -38,9 +38,9 @@ def gradient(rng: np.random.Generator) -> np.ndarray:
     return (np.array(any_colour(rng)) * (1 - share) + np.array(any_colour(rng)) * share) / 255
 
 
-def ground(rng: np.random.Generator) -> Image.Image:
-    """A plain, patterned or graded background at the drawing size."""
-    if rng.random() < 0.2:
+def ground(rng: np.random.Generator, graded: float = 0.2) -> Image.Image:
+    """A plain, patterned or (this share of the time) graded background at the drawing size."""
+    if rng.random() < graded:
         field = gradient(rng)
     else:
         pattern = pick(rng, PATTERNS) if rng.random() < 0.4 else "plain"
@@ -196,14 +196,14 @@ def patches_on(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def marked_sphere(picture: np.ndarray, rng: np.random.Generator, fine: int = 2) -> np.ndarray:
     """Something round, lit from one side, with dark lines or patches that follow its surface; float (64, 64, 3)."""
-    radius = rng.uniform(0.45, 0.9)
+    radius = rng.uniform(0.55, 0.9)
     x, y = rng.uniform(-1, 1, 2) * max(0.05, 0.97 - radius)
     v, u = np.mgrid[-1 : 1 : SIZE * fine * 1j, -1 : 1 : SIZE * fine * 1j].astype(np.float32)
     u, v = (u - x) / radius, (v - y) / radius
     depth = 1 - u * u - v * v
     surface = np.stack([u, v, np.sqrt(np.clip(depth, 0, None))], axis=-1).astype(np.float32)
-    marks = patches_on(surface, rng) if rng.random() < 0.5 else rings_on(surface, rng, rng.uniform(0.035, 0.1))
-    skin, ink = any_colour(rng), dark(rng) if rng.random() < 0.85 else any_colour(rng)
+    marks = patches_on(surface, rng) if rng.random() < 0.5 else rings_on(surface, rng, rng.uniform(0.05, 0.1))
+    skin, ink = any_colour(rng, 0.85), dark(rng) if rng.random() < 0.9 else any_colour(rng)
     light = rng.normal(size=3) + np.array([0, 0, 1.5])
     shadow = rng.uniform(0, 0.4)
     brightness = 1.05 - shadow + shadow * np.clip(surface @ (light / np.linalg.norm(light)), -0.3, 1)
@@ -215,7 +215,7 @@ def marked_sphere(picture: np.ndarray, rng: np.random.Generator, fine: int = 2) 
 
 def draw_sphere(rng: np.random.Generator) -> np.ndarray:
     """A marked sphere before a plain, patterned or graded ground."""
-    behind = np.asarray(ground(rng).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
+    behind = np.asarray(ground(rng, 0.08).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
     return np.clip(marked_sphere(behind, rng) + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -223,6 +223,6 @@ def autoencoder_picture(index: int, space: int = RICH) -> np.ndarray:
     """What the autoencoder sees: the base's own drawings, richer ones, and round things with marks."""
     rng = np.random.default_rng([space, index, 8])
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.25:
         return render(sample_scene(rng), rng)
-    return draw_sphere(rng) if kind < 0.85 else draw_rich(index, space)
+    return draw_sphere(rng) if kind < 0.88 else draw_rich(index, space)

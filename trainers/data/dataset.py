@@ -32,6 +32,7 @@ class Batch:
         captions: one text per sample, with everything done to it.
         keys: stable name of each sample (picture and repeat), for keyed random draws.
         weights: [B], the prior weight for regularisation pictures, else 1.
+        regularisation: [B] bool, which samples are regularisation pictures.
         masks: [B, 1, h, w] from 0 to 1, the part that is trained being 1; None when none of them has a mask.
         time_ids: [B, 6] float32: original height, width, top and left of the cut, target height, width.
         sample_indices: positions of these samples within the global batch.
@@ -42,6 +43,7 @@ class Batch:
     captions: list[str]
     keys: list[str]
     weights: torch.Tensor
+    regularisation: torch.Tensor
     masks: torch.Tensor | None
     time_ids: torch.Tensor
     sample_indices: list[int]
@@ -166,7 +168,7 @@ class Dataset:
         return self._epochs[key]
 
     def _collate(self, epoch: int, samples: Sequence[Sample], positions: list[int]) -> Batch:
-        latents, masks, texts, keys, weights, times = [], [], [], [], [], []
+        latents, masks, texts, keys, regular, times = [], [], [], [], [], []
         for position in positions:
             sample = samples[position]
             prepared = self.prepared[sample.picture]
@@ -177,15 +179,17 @@ class Dataset:
             masks.append(tensors.get("mask"))
             texts.append(self._caption(picture, epoch, sample.repeat))
             keys.append(key)
-            weights.append(self.job.prior_weight if picture.is_regularisation else 1.0)
+            regular.append(picture.is_regularisation)
             times.append(cut.time_ids(picture.size))
         width, height = self.prepared[samples[0].picture].placement.bucket
+        is_regular = torch.tensor(regular, dtype=torch.bool)
         empty = torch.zeros(0, 4, height // self.store.factor, width // self.store.factor)
         return Batch(
             latents=torch.stack(latents) if latents else empty,
             captions=texts,
             keys=keys,
-            weights=torch.tensor(weights, dtype=torch.float32),
+            weights=torch.where(is_regular, float(self.job.prior_weight), 1.0),
+            regularisation=is_regular,
             masks=self._stack_masks(masks, latents),
             time_ids=torch.tensor(times, dtype=torch.float32).reshape(-1, 6),
             sample_indices=positions,

@@ -43,11 +43,30 @@ def draw_random(job: Job, batch: Batch, index: int) -> Drawn:
     return Drawn(noise, perturbed, timesteps)
 
 
+def hold_to_base(
+    session: Session, wanted: torch.Tensor, noisy: torch.Tensor, drawn: Drawn, batch: Batch
+) -> torch.Tensor:
+    """`wanted` [B, 4, h, w] with what the base alone predicts for the regularisation pictures.
+
+    A target without noise of its own: the loss there is the squared distance from the base, so that what the base
+    knows is kept with far fewer pictures than their own noise would take.
+    """
+    rows = batch.regularisation.nonzero()[:, 0]
+    if not len(rows):
+        return wanted
+    captions = [batch.captions[row] for row in rows]
+    with torch.no_grad(), session.trainable.without():
+        known = session.predict(noisy[rows], drawn.timesteps[rows], captions, batch.time_ids[rows])
+    return wanted.index_copy(0, rows, known.to(wanted))
+
+
 def sample_losses(session: Session, batch: Batch, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
     """(weighted losses [B] to learn from, plain losses [B] to show)."""
     job, alphas = session.job, session.alphas_cumprod
     noisy = objectives.add_noise(batch.latents, drawn.perturbed, drawn.timesteps, alphas)
     wanted = objectives.target(job.prediction, batch.latents, drawn.noise, drawn.timesteps, alphas)
+    if job.prior_target == "base":
+        wanted = hold_to_base(session, wanted, noisy, drawn, batch)
     output = session.predict(noisy, drawn.timesteps, batch.captions, batch.time_ids)
     threshold = None
     if job.loss != "l2":
