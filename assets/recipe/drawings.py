@@ -103,7 +103,7 @@ def sample_scene(rng: np.random.Generator, single: bool = False, held_out: bool 
 
 def single_thing(rng: np.random.Generator, size: str, place: str) -> Thing:
     """One thing of the named size at the named place, with a little play in both."""
-    low, high = {"small": (0.30, 0.38), "large": (0.68, 0.80), "": (0.44, 0.60)}[size]
+    low, high = {"small": (0.36, 0.43), "large": (0.70, 0.82), "": (0.50, 0.62)}[size]
     radius = rng.uniform(low, high)
     middle = PLACES[place or "middle"]
     play = 0.05 if place else 0.5 * (0.95 - radius) * (size != "large")

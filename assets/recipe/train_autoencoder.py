@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .drawings import HELD_OUT, RICH, TRAIN, draw
-from .files import load_if_there, log_line, save_atomically, sheet
+from .files import log_line, sheet
 from .optim import Average, Muon, learning_rate, set_rate, split_parameters
+from .resumable import Resumable
 from .rich import autoencoder_picture, draw_rich
 from .together import agree, average_gradients, join
 
@@ -99,10 +100,11 @@ def normalise_latents(model: AutoencoderKL, pictures: Tensor) -> None:
     back.weight /= scale[None, :, None, None]
 
 
-class Training:
-    """The run: weights, optimizers, average and counters, all of them in one checkpoint file."""
+class Training(Resumable):
+    """The autoencoder's run."""
 
     def __init__(self, work: Path, minutes: float, batch: int, compiled: bool, muon: float = 0.01) -> None:
+        super().__init__(work / "autoencoder.pt")
         torch.manual_seed(0)
         self.work, self.seconds_allowed, self.batch = work, minutes * 60, batch
         self.rank, self.count = join()
@@ -114,29 +116,8 @@ class Training:
         else:
             self.optimizers[0].add_param_group({"params": inner})
         self.average = Average(self.model, 0.998)
-        self.step, self.seconds = 0, 0.0
         self.restore()
         self.objective = torch.compile(objective) if compiled else objective
-
-    def restore(self) -> None:
-        state = load_if_there(self.work / "autoencoder.pt")
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.average.module.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
-
-    def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.module.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        save_atomically(state, self.work / "autoencoder.pt")
 
     def train_step(self) -> tuple[float, float]:
         """One batch; returns the error and the KL."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .diffusion import STEPS, alphas, build_unet, noised, soft_min_snr_weight
 from .drawings import HELD_OUT, draw
-from .files import load_if_there, log_line, save_atomically, sheet
+from .files import log_line, sheet
 from .latents import LatentCache
 from .optim import Average, Muon, learning_rate, set_rate, split_parameters
+from .resumable import Resumable
 from .sampling import draw_prompts
 from .together import agree, average_gradients, join
 from .words import build_text_model, tokens
@@ -43,51 +44,35 @@ class Base(nn.Module):
         return self.unet(latents, times, words).sample
 
 
-class Training:
-    """The run: weights, optimizers, average and counters, all of them in one checkpoint file."""
+class Training(Resumable):
+    """The text model's and UNet's run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options.work / "diffusion.pt")
         torch.manual_seed(0)
         self.work, self.seconds_allowed, self.batch = options.work, options.minutes * 60, options.batch
         self.rank, self.count = join()
-        self.base = Base()
-        self.learning = [parameter for parameter in self.base.parameters() if parameter.requires_grad]
+        self.model = Base()
+        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = self.make_optimizers(options.muon)
-        self.average = Average(self.base, 0.999)
+        self.average = Average(self.model, 0.999)
         self.alphas, self.nothing = alphas(), tokens([""])
-        self.step, self.seconds = 0, 0.0
         self.restore()
         self.cache = LatentCache(options.work, self.rank, self.count, options.emphasis)
         self.pieces = options.pieces
 
     def make_optimizers(self, muon: float) -> list[torch.optim.Optimizer]:
         """Muon for the matrices; slow AdamW for embeddings, so that words never seen stay comparable to others."""
-        named = [(name, parameter) for name, parameter in self.base.named_parameters() if parameter.requires_grad]
+        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         words = [parameter for name, parameter in named if "embeddings" in name]
         others = [(name, parameter) for name, parameter in named if "embeddings" not in name]
         inner, rest = split_parameters(others, ("unet.conv_in", "unet.conv_out", "time_embedding"))
         groups = [{"params": rest, "lr": 1e-3}, {"params": words, "lr": 1e-4}]
         return [torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0), Muon(inner, lr=muon)]
 
-    def restore(self) -> None:
-        state = load_if_there(self.work / "diffusion.pt")
-        if state is None:
-            return
-        self.base.load_state_dict(state["base"])
-        self.average.module.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
-
     def save(self) -> None:
-        state = {
-            "base": self.base.state_dict(),
-            "average": self.average.module.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        save_atomically(state, self.work / "diffusion.pt")
+        """The checkpoint, and the averaged weights as they will be exported."""
+        super().save()
         average = self.average.module
         save_file({k: v.contiguous() for k, v in average.unet.state_dict().items()}, self.work / "unet.safetensors")
         save_file({k: v.contiguous() for k, v in average.text.state_dict().items()}, self.work / "text.safetensors")
@@ -103,7 +88,7 @@ class Training:
         noise = torch.randn(latents.shape, generator=generator)
         alpha = self.alphas[times]
         with torch.autocast("cpu", torch.bfloat16):
-            output = self.base(numbers, noised(latents, noise, alpha), times)
+            output = self.model(numbers, noised(latents, noise, alpha), times)
         error = (output.float() - noise).square().flatten(1).mean(1)
         return (error * soft_min_snr_weight(alpha)).mean()
 
@@ -119,7 +104,7 @@ class Training:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.average.update(self.base, self.step)
+        self.average.update(self.model, self.step)
         return loss.item()
 
     def report(self, loss: float) -> None:
