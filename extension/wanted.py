@@ -24,6 +24,7 @@ from extension.prompt import (
     printable,
 )
 from extension.prompt.batch import BatchTags
+from extension.prompt.blocks import lengths_for
 from extension.prompt.tags import ALL, Strength
 from trainers.errors import InputError
 from trainers.formats.hashes import file_body_sha256, file_sha256
@@ -115,6 +116,15 @@ class Wanted:
     def uses(self, family: str) -> list[Use]:
         """The adapters' uses on a model of this family, for `Injection.begin`."""
         return [use_of(one.tag, one.adapter, family, one.active.picture) for one in self.found]
+
+    def block_reports(self, family: str) -> list[str]:
+        """Sentences about block weights whose number does not describe this family."""
+        return [
+            f"{printable(one.tag.source_text)}: {len(one.tag.blocks.values)} block weights do not describe this model; "
+            f"it has {' or '.join(map(str, lengths_for(family)))}. Blocks that are not mentioned get 0."
+            for one in self.found
+            if one.tag.blocks is not None and not one.tag.blocks.fits(family)
+        ]
 
     def fingerprint(self) -> str:
         """Changes whenever other tags, another strength or another content of a file would change a prompt's encoding.

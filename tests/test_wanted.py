@@ -120,6 +120,12 @@ def test_whether_text_weights_are_constant(library, text, constant):
     assert read_wanted([text], [""], library).constant_text is constant
 
 
+def test_block_weights_of_another_family_are_said(library):
+    wanted = read_wanted(["<lora:dog:1:lbw=1,1,1,1,1,1,1,1,1,1,1,1> <lora:dog:1:lbw=OUTD>"], [""], library)
+    assert len(wanted.block_reports("sd1")) == 1 and "17 or 26" in wanted.block_reports("sd1")[0]
+    assert wanted.block_reports("sdxl") == []
+
+
 def test_live_snapshots_come_first(library, tmp_path):
     snapshot = lora(tmp_path / "runs" / "dog" / "newest.safetensors")
     library.live = {"dog": snapshot}.get
