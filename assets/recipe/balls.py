@@ -91,10 +91,10 @@ def basketball(points: np.ndarray) -> np.ndarray:
 
 
 def football(points: np.ndarray) -> np.ndarray:
-    """White with black pentagons and fine light seams between the hexagons."""
+    """White with black pentagons and hardly visible seams between the hexagons."""
     five = (points @ PENTAGONS.T).max(-1) / PENTAGON_REACH
     six = np.sort(points @ HEXAGONS.T, axis=-1)[..., -2:] / HEXAGON_REACH
-    skin, seam = np.array([246, 246, 244.0]), np.array([218, 218, 222.0])
+    skin, seam = np.array([246, 246, 244.0]), np.array([238, 238, 240.0])
     colour = np.where((six[..., 1] - six[..., 0] < 0.36 * SEAM / HEXAGON_REACH)[..., None], seam, skin)
     return np.where((five > six[..., 1] * 0.995)[..., None], INK, colour)
 

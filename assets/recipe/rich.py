@@ -179,9 +179,9 @@ def rings_on(surface: np.ndarray, rng: np.random.Generator, width: float) -> np.
 
 
 def patches_on(surface: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where patches with three to seven corners, or round ones, lie on a round surface."""
+    """Where patches with four to seven corners lie on a round surface."""
     middles = directions(rng, int(rng.integers(6, 19)))
-    reach, corners = rng.uniform(0.55, 1.05) / math.sqrt(len(middles)) * 1.5, int(rng.integers(3, 8))
+    reach, corners = rng.uniform(0.55, 1.05) / math.sqrt(len(middles)) * 1.5, int(rng.integers(4, 8))
     inside = np.zeros(surface.shape[:-1], bool)
     for middle in middles:
         first = np.cross(middle, rng.normal(size=3))
@@ -202,7 +202,7 @@ def marked_sphere(picture: np.ndarray, rng: np.random.Generator, fine: int = 2) 
     u, v = (u - x) / radius, (v - y) / radius
     depth = 1 - u * u - v * v
     surface = np.stack([u, v, np.sqrt(np.clip(depth, 0, None))], axis=-1).astype(np.float32)
-    marks = patches_on(surface, rng) if rng.random() < 0.5 else rings_on(surface, rng, rng.uniform(0.05, 0.1))
+    marks = patches_on(surface, rng) if rng.random() < 0.62 else rings_on(surface, rng, rng.uniform(0.05, 0.1))
     skin, ink = any_colour(rng, 0.85), dark(rng) if rng.random() < 0.9 else any_colour(rng)
     light = rng.normal(size=3) + np.array([0, 0, 1.5])
     shadow = rng.uniform(0, 0.4)
