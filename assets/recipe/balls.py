@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from .drawings import UNRELATED, caption, render, sample_scene
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 SIZE = 256
 FINE = 2  # drawn this many times larger, then reduced
+SOFTNESS = 2.0  # of the edges, as a photograph's: the standard deviation of a Gaussian in pixels
 SEAM = 0.085  # half a seam's width on a ball of radius 1
 TILT, SPIN = 0.22, 0.5  # how far a ball is turned out of and within the picture, radians
 INK = np.array([46, 38, 36.0])
@@ -154,7 +155,8 @@ def ball_picture(ball: Ball, ground: np.ndarray, x: float, y: float, radius: flo
     painted = ball.paint(points @ turn) * light(points)[..., None]
     picture = np.where((depth > 0)[..., None], painted, ground)
     small = picture.reshape(pixels // FINE, FINE, pixels // FINE, FINE, 3).mean((1, 3))
-    return np.clip(small + 0.5, 0, 255).astype(np.uint8)
+    drawn = Image.fromarray(np.clip(small + 0.5, 0, 255).astype(np.uint8))
+    return np.asarray(drawn.filter(ImageFilter.GaussianBlur(SOFTNESS)))
 
 
 def ball_scene(ball: Ball, rng: np.random.Generator, ground: str) -> tuple[np.ndarray, str]:

@@ -213,10 +213,22 @@ def marked_sphere(picture: np.ndarray, rng: np.random.Generator, fine: int = 2) 
     return picture * (1 - small[..., 3:]) + small[..., :3]
 
 
+def soften(picture: np.ndarray, side: float) -> np.ndarray:
+    """A slight blur along both axes: neighbours count `side`, the middle the rest; the border keeps its colour."""
+    for axis in (0, 1):
+        wide = np.concatenate([picture.take([0], axis), picture, picture.take([-1], axis)], axis)
+        before, after = wide.take(range(SIZE), axis), wide.take(range(2, SIZE + 2), axis)
+        picture = picture * (1 - 2 * side) + (before + after) * side
+    return picture
+
+
 def draw_sphere(rng: np.random.Generator) -> np.ndarray:
-    """A marked sphere before a plain, patterned or graded ground."""
+    """A marked sphere before a plain, patterned or graded ground, often with soft edges as in a photograph."""
     behind = np.asarray(ground(rng, 0.08).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
-    return np.clip(marked_sphere(behind, rng) + 0.5, 0, 255).astype(np.uint8)
+    picture = marked_sphere(behind, rng)
+    if rng.random() < 0.6:
+        picture = soften(picture, rng.uniform(0.05, 0.17))
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
 def autoencoder_picture(index: int, space: int = RICH) -> np.ndarray:
