@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 from trainers.spec import BEGINNER, Field, Job
 
-METHODS = ("lora",)
+METHODS = ("lora", "textual_inversion")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
 TIMESTEP_SAMPLING = ("uniform", "sigmoid", "early", "late")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _ADAPTER = ("lora",)
+_EMBEDDING = ("textual_inversion",)
 
 WHAT = "What is taught"
 BASE = "The base model"
@@ -41,7 +42,7 @@ FIELDS: tuple[Field, ...] = (
     Field("prediction", "choice", "auto", "What the model predicts; auto finds it from the file.", BASE, choices=("auto", "epsilon", "v")),
     Field("vae", "path", None, "A separate autoencoder file to use instead of the model's own.", BASE, optional=True),
     Field("clip_skip", "int", None, "Which text encoder layer is read, counted from the end; empty means the family's own.", BASE, minimum=1, maximum=12, optional=True),
-    Field("init_from", "path", None, "An existing LoRA file to go on from.", BASE, optional=True, methods=_ADAPTER),
+    Field("init_from", "path", None, "An existing file of the same kind to go on from.", BASE, optional=True),
     # --- data
     Field("data", "path", "", "Folder with the pictures (kohya's `10_name class` folders are understood) or a kohya dataset .toml.", DATA, level=BEGINNER),
     Field("resolution", "int", None, "Area the pictures are brought to, as the side of a square; empty means the model's own.", DATA, minimum=64, maximum=4096, unit="px", optional=True, level=BEGINNER),
@@ -81,13 +82,17 @@ FIELDS: tuple[Field, ...] = (
     Field("train_text_encoder", "bool", True, "Train the text encoder (the part that reads the prompt).", ADAPTER, methods=_ADAPTER),
     Field("block_ranks", "map", {}, "Other ranks for some blocks: down_0..3, mid, up_0..3, text, text_2; 0 leaves a block out.", ADAPTER, methods=_ADAPTER),
     Field("block_lrs", "map", {}, "Factors on the learning rate of some blocks, named as above.", ADAPTER, methods=_ADAPTER),
+    # --- the embedding
+    Field("vectors", "int", 4, "How many vectors the word gets: more can say more, and take more room in a prompt.", ADAPTER, minimum=1, maximum=75, methods=_EMBEDDING, level=BEGINNER),
+    Field("initial_text", "text", "", "Words to start from, such as the kind of thing; empty starts from random vectors.", ADAPTER, methods=_EMBEDDING, level=BEGINNER),
+    Field("norm_limit", "float", 2.0, "Longest a vector may become, in lengths of an ordinary word's; keeps the result from drowning the rest of a prompt. 0 is off.", ADAPTER, minimum=0, maximum=1000, methods=_EMBEDDING),
     # --- learning
     Field("steps", "int", None, "Number of steps; empty means from the epochs.", LEARNING, minimum=1, maximum=1000000, unit="steps", optional=True, level=BEGINNER),
     Field("epochs", "int", None, "Number of times every picture is seen; empty means from the steps.", LEARNING, minimum=1, maximum=100000, optional=True),
     Field("batch_size", "int", 1, "Pictures per step and process.", LEARNING, minimum=1, maximum=1024),
     Field("gradient_accumulation", "int", 1, "Batches that are added up before a step is taken.", LEARNING, minimum=1, maximum=1024),
-    Field("learning_rate", "float", None, "Learning rate of the UNet; empty means the optimizer's usual one.", LEARNING, minimum=0, maximum=10, optional=True, level=BEGINNER),
-    Field("text_encoder_lr", "float", None, "Learning rate of the text encoders; empty means a quarter of the UNet's.", LEARNING, minimum=0, maximum=10, optional=True),
+    Field("learning_rate", "float", None, "Learning rate (of the UNet, where text encoders have their own); empty means the usual one of method and optimizer.", LEARNING, minimum=0, maximum=10, optional=True, level=BEGINNER),
+    Field("text_encoder_lr", "float", None, "Learning rate of the text encoders; empty means a quarter of the UNet's.", LEARNING, minimum=0, maximum=10, optional=True, methods=_ADAPTER),
     Field("optimizer", "choice", "adamw", "The optimizer.", LEARNING, choices=OPTIMIZERS),
     Field("optimizer_args", "list", [], "Further arguments of the optimizer, each as name=value.", LEARNING),
     Field("weight_decay", "float", 0.01, "Weight decay.", LEARNING, minimum=0, maximum=10),
@@ -194,6 +199,8 @@ def rules(job: Job) -> Iterator[str]:
         yield "adaptive_noise_offset: changes the noise offset, but noise_offset is 0; give noise_offset a value."
     if job.get("file_format") == "peft" and job.name.lower() in RUN_FOLDERS:
         yield f"name: a run folder has a folder {job.name!r} of its own, so PEFT's cannot be called so; choose another."
+    if job.method == "textual_inversion" and job.trigger not in ("", job.name):
+        yield f"trigger: an embedding's word is its name, {job.name!r}; leave trigger empty."
     yield from _single_rate_problems(job)
     if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
         yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."
@@ -207,7 +214,7 @@ def _single_rate_problems(job: Job) -> Iterator[str]:
     if job.get("block_lrs"):
         yield "block_lrs: prodigy finds one learning rate for everything; leave block_lrs empty, or use adamw."
     rate = 1.0 if job.learning_rate is None else job.learning_rate
-    if job.text_encoder_lr not in (None, 0, rate):
+    if job.get("text_encoder_lr") not in (None, 0, rate):
         yield "text_encoder_lr: prodigy finds one learning rate for everything; leave text_encoder_lr empty, or use adamw."
 
 

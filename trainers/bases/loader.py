@@ -15,6 +15,7 @@ import torch
 
 from trainers.bases import build, prediction
 from trainers.bases.canonical import Component
+from trainers.bases.concepts import Concept
 from trainers.bases.detect import BaseInfo, inspect_base, inspect_vae
 from trainers.bases.tokenizer import END, clip_tokenizer
 from trainers.errors import InputError
@@ -33,6 +34,7 @@ class Base:
         prediction: "epsilon" or "v".
         alphas_cumprod: float32 [1000], the noise schedule all families share.
         vae_path: the separate autoencoder file in use, or None.
+        concepts: words that stand for vectors of their own (see `trainers.bases.concepts`).
     """
 
     info: BaseInfo
@@ -44,6 +46,7 @@ class Base:
     vae: Any = None
     alphas_cumprod: torch.Tensor = field(default_factory=lambda: noise_schedule())
     vae_path: Path | None = None
+    concepts: list[Concept] = field(default_factory=list)
 
     def component(self, name: str) -> Any:
         """The module called "unet", "text_encoder", "text_encoder_2" or "vae"."""

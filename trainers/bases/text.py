@@ -7,11 +7,12 @@ one after the other: [77 * chunks, width].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from trainers.bases.concepts import groups, replace_words
 from trainers.bases.loader import Base
 from trainers.errors import InputError
 from trainers.formats.families import TextEncoderSpec
@@ -34,11 +35,15 @@ class TextCond:
     pooled: torch.Tensor | None = None
 
 
-def chunk_tokens(tokens: Sequence[int], max_chunks: int = 1_000_000) -> list[list[int]]:
+def chunk_tokens(
+    tokens: Sequence[int], max_chunks: int = 1_000_000, together: Mapping[int, int] | None = None
+) -> list[list[int]]:
     """Cuts tokens (without begin and end) into chunks of at most 75, breaking after a comma where one is near.
 
-    An empty prompt is one empty chunk. Chunks past `max_chunks` are dropped.
+    An empty prompt is one empty chunk. Chunks past `max_chunks` are dropped. `together` says of a token how many from
+    it on must stay in one chunk.
     """
+    together = together or {}
     chunks: list[list[int]] = []
     current: list[int] = []
     comma = -1
@@ -49,7 +54,7 @@ def chunk_tokens(tokens: Sequence[int], max_chunks: int = 1_000_000) -> list[lis
             moved = current[comma + 1 :]
             chunks.append(current[: comma + 1])
             current, comma = moved, -1
-        if len(current) == CHUNK:
+        if len(current) + together.get(token, 1) > CHUNK:
             chunks.append(current)
             current, comma = [], -1
         current.append(token)
@@ -67,7 +72,7 @@ def pad_chunk(tokens: Sequence[int], pads_with_end: bool) -> list[int]:
 def tokenize(base: Base, prompt: str, max_chunks: int = 1_000_000) -> list[list[int]]:
     """A prompt's chunks of token ids, without begin and end."""
     ids = base.tokenizers[0](prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
-    return chunk_tokens(ids, max_chunks)
+    return chunk_tokens(replace_words(ids, base.concepts), max_chunks, groups(base.concepts))
 
 
 def count_chunks(base: Base, prompt: str) -> int:
@@ -82,7 +87,7 @@ def check_clip_skip(encoder: TextEncoderSpec, clip_skip: int) -> None:
         raise InputError(f"clip_skip: {clip_skip} will not do for this model; it takes {nearest} to 12.")
 
 
-def _run(module, encoder: TextEncoderSpec, ids: torch.Tensor, clip_skip: int):
+def run_encoder(module, encoder: TextEncoderSpec, ids: torch.Tensor, clip_skip: int):
     """`(hidden [N, 77, C], pooled [N, D] or None)` of N chunks."""
     output = module(input_ids=ids, output_hidden_states=True)
     index = encoder.full_layers - clip_skip + 1
@@ -115,7 +120,7 @@ def encode_prompts(base: Base, prompts: Sequence[str], clip_skip: int, max_chunk
         check_clip_skip(encoder, clip_skip)
         device = next(module.parameters()).device
         ids = torch.tensor([pad_chunk(chunk, encoder.pads_with_end) for chunk in flat], device=device)
-        hidden, projected = _run(module, encoder, ids, clip_skip)
+        hidden, projected = run_encoder(module, encoder, ids, clip_skip)
         hidden_parts.append(hidden)
         pooled = projected if projected is not None else pooled
     hidden = torch.cat(hidden_parts, dim=-1)

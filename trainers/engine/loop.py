@@ -211,6 +211,7 @@ class Loop:
             self.s.scaler.update()
         else:
             self.s.optimizer.step()
+        self.s.trainable.constrain()
         if self.s.ema:
             self.s.ema.update(self.s.parameters())
 

@@ -23,7 +23,10 @@ from trainers.engine.ema import replaced
 from trainers.errors import InputError, did_you_mean
 
 # Learning rates for AdamW: trainers' experience (SD1 adapters bear about twice SDXL's rate), to be measured against.
-_ADAMW_RATES = {"lora": {"sd1": 2e-4, "sd2": 2e-4, "sdxl": 1e-4}}
+_ADAMW_RATES = {
+    "lora": {"sd1": 2e-4, "sd2": 2e-4, "sdxl": 1e-4},
+    "textual_inversion": {"sd1": 2e-3, "sd2": 2e-3, "sdxl": 2e-3},
+}
 _FALLBACK_RATE = 1e-4
 TEXT_ENCODER_SHARE = 0.25
 
@@ -111,7 +114,7 @@ _HIDDEN = {"self", "params", "maximize", "differentiable", "capturable", "fsdp_i
 
 
 def default_learning_rate(job, family: str) -> float:
-    """The UNet's learning rate: `job.learning_rate`, or the optimizer's usual one for this method and family."""
+    """`job.learning_rate`, or the optimizer's usual one for this method and family."""
     if job.learning_rate is not None:
         return job.learning_rate
     kind = OPTIMIZERS[job.optimizer]

@@ -3,11 +3,10 @@ check, plan, cache pictures, cache captions, load the UNet, place the trainable 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from trainers.engine.writing import FileHashes, hash_in_background
 from trainers.errors import InputError
 from trainers.events import EventLog
 from trainers.formats.families import FAMILIES, Family
-from trainers.methods import Trainable, setup_for
+from trainers.methods import Trainable, count_parameters, setup_for, trains_text
 from trainers.spec import Job
 
 Report = Callable[[int, int, str], None]
@@ -48,8 +47,10 @@ def complete(job: Job, info: BaseInfo) -> Job:
         "clip_skip": job.clip_skip or family.default_clip_skip,
         "learning_rate": rate,
     }
-    if job.text_encoder_lr is None:
+    if "text_encoder_lr" in job and job.text_encoder_lr is None:
         changes["text_encoder_lr"] = optimizers.default_text_encoder_lr(job.replace(learning_rate=rate), info.family)
+    if job.method == "textual_inversion":
+        changes["trigger"] = job.name
     if "rank" in job:
         changes["alpha"] = job.alpha if job.alpha is not None else job.rank / 2
         if job.conv_rank and job.conv_alpha is None:
@@ -105,7 +106,6 @@ class Session:
     base_hashes: Future[FileHashes]
     vae_hashes: Future[FileHashes]
     scaler: Any = None
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def family(self) -> Family:
@@ -146,8 +146,6 @@ class Session:
 
 def make_plan(job: Job, info: BaseInfo, device: torch.device) -> memory.MemoryPlan:
     """The memory plan of a complete job, before anything is loaded."""
-    from trainers.methods.lora import count_parameters
-
     return memory.make_plan(
         family=info.family,
         parameters=info.parameters,
@@ -182,7 +180,7 @@ def _make_dataset(job: Job, models: Models, folder: RunFolder, world: World, rep
 
 
 def _make_conditioner(job: Job, models: Models, texts: set[str], cache: Path, report: Report) -> Conditioner:
-    trained = bool(job.get("train_text_encoder"))
+    trained = trains_text(job)
     conditioner = Conditioner(
         models, clip_skip=job.clip_skip, max_chunks=job.max_chunks, trained=trained, dtype=models.dtype
     )

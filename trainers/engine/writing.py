@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from trainers.engine.session import Session
 
 
+KINDS = {"lora": "lora", "textual_inversion": "textual-inversion"}
+"""What ModelSpec calls the result of each method."""
+
+
 @dataclass(frozen=True)
 class FileHashes:
     """A model file's two hashes; both None for a folder."""
@@ -73,7 +77,7 @@ def _data_fields(session: Session) -> dict[str, Any]:
 def _adapter_fields(session: Session) -> dict[str, Any]:
     job = session.job
     if "rank" not in job:
-        return {}
+        return {"network_module": f"athanor.{job.method}"}
     arguments = {}
     if job.conv_rank:
         arguments = {"conv_dim": job.conv_rank, "conv_alpha": job.conv_alpha}
@@ -101,7 +105,7 @@ def result_metadata(session: Session, step: int) -> dict[str, str]:
         clip_skip=job.clip_skip,
         learning_rate=job.learning_rate,
         unet_lr=job.learning_rate if trainable.trains_unet else None,
-        text_encoder_lr=job.text_encoder_lr if trainable.trains_text else None,
+        text_encoder_lr=job.get("text_encoder_lr", job.learning_rate) if trainable.trains_text else None,
         mixed_precision="no" if session.dtype == torch.float32 else name_of(session.dtype),
         gradient_checkpointing=session.plan.gradient_checkpointing,
         trigger=job.trigger,
@@ -109,4 +113,4 @@ def result_metadata(session: Session, step: int) -> dict[str, str]:
         **_data_fields(session),
         **_adapter_fields(session),
     )
-    return {**ss_metadata(job, facts), **modelspec(job, facts)}
+    return {**ss_metadata(job, facts), **modelspec(job, facts, KINDS[job.method])}

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
+from trainers.bases.detect import BaseInfo
 from trainers.spec import Job
 
-METHODS = {"lora": "trainers.methods.lora"}
+METHODS = {"lora": "trainers.methods.lora", "textual_inversion": "trainers.methods.textual_inversion"}
 
 
 class Trainable(Protocol):
@@ -34,8 +35,21 @@ class Trainable(Protocol):
     def at_rest(self) -> AbstractContextManager[None]:
         """Without dropout, for as long as the context lasts: how the result is measured and drawn with."""
 
+    def constrain(self) -> None:
+        """Called after every step, to keep what is trained within bounds."""
+
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the result, whole or not at all."""
+
+
+def trains_text(job: Job) -> bool:
+    """Whether prompts are encoded anew at every step, because something in the text encoders is trained."""
+    return importlib.import_module(METHODS[job.method]).trains_text(job)
+
+
+def count_parameters(info: BaseInfo, job: Job) -> int:
+    """Number of values that the job will train, from the base's header."""
+    return importlib.import_module(METHODS[job.method]).count_parameters(info, job)
 
 
 def setup_for(method: str) -> Callable[[Any, Job], Trainable]:

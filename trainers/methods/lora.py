@@ -107,6 +107,11 @@ def _initialise(layer: LoraLayer, plan: SitePlan, seed: int) -> None:
         up.zero_()
 
 
+def trains_text(job: Job) -> bool:
+    """Whether text encoders are trained."""
+    return job.train_text_encoder
+
+
 def count_parameters(info: BaseInfo, job: Job) -> int:
     """Number of values that the job will train, from the shapes in the base's header."""
     total = 0
@@ -173,6 +178,9 @@ class LoraTrainable:
         finally:
             for layer in self.layers.values():
                 layer.train()
+
+    def constrain(self) -> None:
+        """Nothing to keep within bounds."""
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The adapter in the canonical form of `trainers.formats.adapters`; rsLoRA is folded into alpha."""
