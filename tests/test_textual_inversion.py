@@ -144,7 +144,7 @@ def test_refusals(train, capsys):
         spec.parse({"method": "textual_inversion", "base": "b", "data": "d", "name": "zog", "steps": 1, "trigger": "x"})
     with pytest.raises(InputError, match="no such option"):
         spec.parse({"method": "textual_inversion", "base": "b", "data": "d", "name": "zog", "steps": 1, "rank": 4})
-    code, folder = train(vectors=2)
+    _, folder = train(vectors=2)
     with pytest.raises(InputError, match="set vectors"):
         train(folder="more", vectors=5, init_from=str(folder / "zog.safetensors"))
     assert header_of(folder / "zog.safetensors")["__metadata__"]["sshs_model_hash"]
