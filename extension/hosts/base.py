@@ -58,5 +58,9 @@ class Host(Protocol):
     def option(self, key: str, default: Any) -> Any:
         """A setting of ours, as the person left it."""
 
-    def register(self) -> None:
-        """Puts our callbacks in place; called once for each load of the scripts."""
+    def register(self) -> type | None:
+        """Puts our callbacks in place; called once for each load of the scripts.
+
+        Returns:
+            The class that the host makes its script objects from, None where it needs none.
+        """

@@ -138,6 +138,10 @@ class Injection:
         """The generation that is drawing now."""
         return self._stack[-1] if self._stack else None
 
+    def holds(self, generation: Generation) -> bool:
+        """Whether a generation is still on the stack."""
+        return any(one is generation for one in self._stack)
+
     def begin(self, owner: object, uses: Sequence[Use], merged: bool = False) -> Generation:
         """Injects `uses` for the generation of `owner`; called again for the same owner (hires pass) it replaces them.
 

@@ -1,0 +1,125 @@
+"""Our embedding store feeds AUTOMATIC1111's: new and changed files are seen at once, in every form we can read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from modules import devices, processing, sd_hijack, shared
+from modules.textual_inversion import textual_inversion
+
+from extension.hosts.base import LoadedModel
+from extension.injection import Adapter
+from extension.injection.embeddings import Embedding, EmbeddingStore, bundled_embeddings, shadowed_word
+from trainers.errors import InputError
+from trainers.formats.hashes import file_sha256
+
+_SLOTS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
+
+def database() -> Any:
+    """The host's own store."""
+    return sd_hijack.model_hijack.embedding_db
+
+
+def forget_encoded_prompts(p: Any = None) -> None:
+    """Empties the host's memory of encoded prompts, which knows nothing of files that changed."""
+    first, second = processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img
+    names = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+    for holder in (first, second, p):
+        for name in names:
+            memory = getattr(holder, name, None)
+            if isinstance(memory, list):
+                memory[:] = [None, None]  # processing objects hold the same lists
+
+
+def reload_changed(p: Any, changed: bool) -> None:
+    """Has the host read its folders again when a file is new or another than before."""
+    if changed and not getattr(p, "do_not_reload_embeddings", False) and shared.sd_model is not None:
+        database().load_textual_inversion_embeddings(force_reload=True)
+        forget_encoded_prompts(p)
+
+
+def add_missing(store: EmbeddingStore, model: LoadedModel) -> None:
+    """Registers the embeddings that the host could not read and we can."""
+    known = database().word_embeddings
+    for item in store.all():
+        if item.name not in known and item.problem(model.widths) is None:
+            database().register_embedding(host_embedding(item), shared.sd_model)
+
+
+def host_embedding(item: Embedding, shorthash: Any = None) -> Any:
+    """The host's object for one of ours.
+
+    Args:
+        shorthash: what to write to `TI hashes`; by default that of the file.
+    """
+    vectors = {name: value.to(devices.device) for name, value in item.vectors.items()}
+    single = len(vectors) == 1
+    content = vectors["text_encoder"] if single else {_SLOTS[name]: value for name, value in vectors.items()}
+    made = textual_inversion.Embedding(content, item.name, item.step)
+    made.vectors = item.count
+    made.shape = sum(value.shape[1] for value in vectors.values())
+    made.sd_checkpoint_name = item.checkpoint
+    made.filename = str(item.source) if item.source else None
+    if shorthash is not None:
+        made.shorthash = shorthash
+    elif item.source is not None:
+        made.set_hash(file_sha256(item.source))
+    return made
+
+
+class Bundled:
+    """Embeddings that came inside adapters' files, known to the host as long as the adapters act."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, Any] = {}
+
+    def add(self, adapters: Iterable[tuple[str, Adapter]], model: LoadedModel) -> list[str]:
+        """Registers those of `(name as typed, adapter)`; returns sentences about those that do not fit."""
+        reports = []
+        for name, adapter in adapters:
+            try:
+                items = bundled_embeddings(adapter)
+            except InputError as problem:
+                reports.append(str(problem))
+                continue
+            for item in items:
+                problem = item.problem(model.widths)
+                if problem is not None:
+                    reports.append(problem)
+                elif item.name not in database().word_embeddings:
+                    shown = name if getattr(shared.opts, "lora_bundled_ti_to_infotext", True) else ""
+                    self._registered[item.name] = database().register_embedding(
+                        host_embedding(item, shorthash=shown), shared.sd_model
+                    )
+        return reports
+
+    def remove(self) -> None:
+        """Takes them out again, unless the host has put others in their place."""
+        for name, made in self._registered.items():
+            if database().word_embeddings.get(name) is made and shared.sd_model is not None:
+                database().register_embedding_by_name(None, shared.sd_model, name)
+        self._registered = {}
+
+
+def problems_of_named(texts: Iterable[str], store: EmbeddingStore, model: LoadedModel) -> list[str]:
+    """What is wrong with the embeddings that these prompts seem to name."""
+    joined = "\n".join(texts).lower()
+    lines = []
+    for name, sentence in _problems(store, model.widths, model.vocabulary):
+        if re.search(rf"(?<!\w){re.escape(name.lower())}(?!\w)", joined):
+            lines.append(sentence)
+    return lines
+
+
+def _problems(store: EmbeddingStore, widths: Mapping[str, int], vocabulary: Any) -> Iterator[tuple[str, str]]:
+    for path, sentence in store.problems.items():
+        yield path.stem, sentence
+    for item in store.all():
+        problem = item.problem(widths)
+        if problem is not None:
+            yield item.name, problem
+        elif shadowed_word(item.name, vocabulary):
+            yield item.name, f'The embedding "{item.name}" takes the place of the word; rename {item.source}.'

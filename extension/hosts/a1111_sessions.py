@@ -1,0 +1,263 @@
+"""What acts in each generation of AUTOMATIC1111: from the host's calls to the injection into its model.
+
+A generation is known by its processing object. Generations nest (a detailer draws inside one), end without a word when
+something raises, and the model may change under them (a refiner, another checkpoint for the hires pass).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from extension.hosts.a1111_builtin import BuiltIn
+from extension.hosts.a1111_conditioning import Encoder, Pass
+from extension.hosts.a1111_embeddings import Bundled, problems_of_named
+from extension.hosts.a1111_infotext import add_lora_hashes, add_notes
+from extension.hosts.a1111_rows import Cursor, rows_of_params
+from extension.hosts.a1111_tags import carried, wanted_from_items
+from extension.hosts.base import Host, LoadedModel
+from extension.hosts.merging import may_merge
+from extension.injection import Generation, Injection
+from extension.injection.calls import UNetCalls
+from extension.masks import mask_of
+from extension.wanted import Library, Wanted
+from trainers.errors import InputError
+
+
+@dataclass
+class Session:
+    """One generation and what acts in it.
+
+    Attributes:
+        owner: the processing object.
+        wanted, hires: what acts now.
+        generation: None where nothing is injected (another kind of model, a broken file).
+        model: the host's model object it is injected into.
+        bundled: embeddings from the adapters' files.
+    """
+
+    owner: weakref.ref
+    wanted: Wanted
+    hires: bool
+    generation: Generation | None = None
+    model: Any = None
+    cursor: Cursor = field(default_factory=Cursor)
+    bundled: Any = field(default_factory=Bundled)
+
+    def close(self) -> None:
+        """Takes off what the injection itself does not know of."""
+        self.bundled.remove()
+
+
+class Sessions:
+    """The generations going on, and the injection into the model that is loaded."""
+
+    def __init__(self, host: Host, library: Library) -> None:
+        self.host = host
+        self.library = library
+        self.builtin = BuiltIn(None)
+        self._sessions: dict[int, Session] = {}
+        self._injection: Injection | None = None
+        self._model: weakref.ref | None = None
+
+    # --- the model
+
+    def injection(self, model: LoadedModel) -> Injection:
+        """The injection into the loaded model; another model takes everything off the one before."""
+        raw = self.host.raw_model()
+        if self._injection is None or self._model is None or self._model() is not raw:
+            self.detach()
+            self._injection = Injection(model.family, model.parts)
+            self._model = weakref.ref(raw)
+        return self._injection
+
+    def detach(self) -> None:
+        """Takes everything off the model: it changes, the page is loaded again, or the tags go back to the host.
+
+        Generations going on know what they want, and get it again on the model they go on with.
+        """
+        for session in self._sessions.values():
+            session.close()
+            session.generation = None
+        if self._injection is not None:
+            self._injection.detach()
+        self._injection = self._model = None
+
+    # --- the host's calls
+
+    def activate(self, p: Any, params_list: list[Any]) -> None:
+        """A pass of `p` begins; with an empty list one without tags."""
+        one = carried(params_list)
+        wanted = one.wanted if one is not None else wanted_from_items(params_list, self.library)
+        hires = one.hires if one is not None else bool(getattr(p, "is_hr_pass", False))
+        self._drop_finished()
+        if not wanted.batch.active and not wanted.reports:
+            self._end(p)
+            self._hand_to_builtin(p, Session(weakref.ref(p), wanted, hires), [])
+            if self._busy():
+                self._begin(p, wanted, hires)  # nothing of the generation around it acts in this one
+            return
+        self._begin(p, wanted, hires)
+
+    def deactivate(self, p: Any) -> None:
+        """The generation of `p` ends."""
+        session = self._of(p)
+        if session is not None:
+            self._note(p, session)
+        self._end(p)
+        self.builtin.finish(p)
+
+    def step(self, params: Any) -> None:
+        """A step of the sampler begins: the moment, and the order of the rows."""
+        p = getattr(params.denoiser, "p", None)
+        if p is None or not self._sessions:
+            return
+        session = self.ensure(p)
+        if session is None or session.generation is None:
+            return
+        denoiser = params.denoiser
+        steps = denoiser.steps or denoiser.total_steps or 1
+        done = min(denoiser.step * steps / max(denoiser.total_steps or steps, 1), steps - 1e-3)
+        session.generation.set_step(done, steps, session.hires)
+        if session.wanted.needs_rows:
+            self.start_rows(session, params)
+
+    def encoder(self, p: Any, data: Any, sampling: Pass) -> Encoder | None:
+        """What encodes the prompts that belong to `data`, the host's list of a pass's tags; None without any."""
+        one = carried((data or {}).get("lora", ()))
+        if one is None:
+            return None
+        session = self.ensure(p)
+        if session is None or session.wanted is not one.wanted:
+            session = self._begin(p, one.wanted, one.hires)
+        batch = one.wanted.batch
+        return Encoder(session.generation, batch.prompts, batch.negatives, self.library.embeddings, sampling)
+
+    # --- what is another thing in a relative of this host
+
+    def start_rows(self, session: Session, params: Any) -> None:
+        """A step begins whose rows have to be told apart."""
+        session.cursor.start(rows_of_params(params))
+
+    def attachments(self, session: Session, model: LoadedModel, masks: dict[str, Any]) -> list[Any]:
+        """What a generation needs on the model besides its layers: it comes and goes with them.
+
+        Args:
+            masks: of the regions its tags name.
+        """
+        if not session.wanted.needs_rows:
+            return []
+        return [UNetCalls(model.parts["unet"], session.generation, session.cursor.take, masks)]
+
+    def bundled(self) -> Any:
+        """Keeps embeddings that come in adapters' files."""
+        return Bundled()
+
+    # --- inside
+
+    def _of(self, p: Any) -> Session | None:
+        session = self._sessions.get(id(p))
+        return session if session is not None and session.owner() is p else None
+
+    def _busy(self) -> bool:
+        return any(session.generation is not None for session in self._sessions.values())
+
+    def _drop_finished(self) -> None:
+        """Generations that ended without a word: their objects are gone, or the injection dropped them."""
+        current = self._injection
+        for key, session in list(self._sessions.items()):
+            gone = session.owner() is None
+            ended = session.generation is not None and current is not None and not current.holds(session.generation)
+            if gone or ended:
+                session.close()
+                del self._sessions[key]
+
+    def _end(self, p: Any) -> None:
+        session = self._of(p)
+        if session is not None:
+            session.close()
+            del self._sessions[id(p)]
+        if self._injection is not None:
+            self._injection.end(p)
+        self._drop_finished()
+
+    def ensure(self, p: Any) -> Session | None:
+        """The session of `p` with its generation on top and on the model that is loaded now.
+
+        A generation that was drawn inside `p` and failed may still lie above it; and the host may have changed models.
+        """
+        session = self._of(p)
+        if session is None:
+            if self._busy():
+                session = self._begin(p, wanted_from_items([], self.library), False)
+            return session
+        moved = session.model is not None and session.model() is not self.host.raw_model()
+        covered = self._injection is None or self._injection.current is not session.generation
+        if moved or covered or session.generation is None:
+            session = self._begin(p, session.wanted, session.hires)
+        return session
+
+    def _begin(self, p: Any, wanted: Wanted, hires: bool) -> Session:
+        self._end(p)
+        session = Session(weakref.ref(p), wanted, hires, bundled=self.bundled())
+        self._sessions[id(p)] = session
+        model = self.host.model()
+        if model is not None and model.family is not None:
+            self._hand_to_builtin(p, session, wanted.missing)
+            session.model = weakref.ref(self.host.raw_model())
+            self._inject(p, session, model)
+        else:
+            self._hand_to_builtin(p, session, [one.active for one in wanted.found] + wanted.missing, whole=True)
+        return session
+
+    def _inject(self, p: Any, session: Session, model: LoadedModel) -> None:
+        wanted = session.wanted
+        uses = wanted.uses(model.family)
+        injection = self.injection(model)
+        try:
+            merged = may_merge(self.host.option("athanor_merged", ""), wanted.needs_rows, uses, model)
+            session.generation = injection.begin(p, uses, merged=merged)
+        except InputError as problem:
+            add_notes(p, [str(problem)])
+            return
+        session.generation.set_step(0, max(getattr(p, "steps", 1) or 1, 1), session.hires)
+        notes = session.bundled.add([(one.tag.name.strip(), one.adapter) for one in wanted.found], model)
+        for attachment in self.attachments(session, model, self._masks(wanted, notes)):
+            attachment.attach()
+            session.generation.attachments.append(attachment)
+        add_lora_hashes(p, wanted.lora_hashes())
+        texts = [*wanted.prompts, *wanted.negatives]
+        add_notes(p, [*notes, *problems_of_named(texts, self.library.embeddings, model)])
+        self._note(p, session)
+
+    def _masks(self, wanted: Wanted, notes: list[str]) -> dict[str, Any]:
+        masks = {}
+        for region in wanted.regions:
+            try:
+                masks[region.name] = mask_of(region, self.library.masks.find)
+            except ValueError as problem:
+                notes.append(str(problem))
+        return masks
+
+    def _note(self, p: Any, session: Session) -> None:
+        sentences = list(session.wanted.reports)
+        if session.generation is not None and self._injection is not None:
+            sentences += session.generation.sentences(self._injection.family)
+        add_notes(p, sentences)
+
+    def _hand_to_builtin(self, p: Any, session: Session, actives: Iterable[Any], whole: bool = False) -> None:
+        """What we cannot do goes to the host's own loader; without any, it is asked to let go."""
+        tags = [one.tag for one in actives if whole or self.builtin.find(one.tag.name) is not None]
+        if not tags:
+            self.builtin.let_go()
+            return
+        hashes = self.builtin.take(p, tags)
+        add_lora_hashes(p, hashes)
+        if whole:
+            add_notes(p, [*session.wanted.reports, *_handed(tags, "this kind of model is the WebUI's own loader's")])
+
+
+def _handed(tags: Iterable[Any], why: str) -> list[str]:
+    return [f"{tag.source_text} went to the WebUI's own loader: {why}." for tag in tags]

@@ -1,0 +1,186 @@
+"""Our callbacks in AUTOMATIC1111: which call of the host leads where."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from modules import extra_networks, script_callbacks, scripts
+
+from extension.hosts import a1111_embeddings, a1111_infotext
+from extension.hosts.a1111_builtin import BuiltIn, Ownership
+from extension.hosts.a1111_conditioning import Pass
+from extension.hosts.a1111_sessions import Sessions
+from extension.hosts.a1111_settings import SCOPES, add_settings
+from extension.hosts.a1111_tags import read_batch, read_before_parsing
+from extension.hosts.a1111_xyz import add_axis
+from extension.hosts.base import LoadedModel
+from extension.injection.embeddings import EmbeddingStore
+from extension.listing import MASK_ENDINGS, Listing
+from extension.wanted import Library
+
+
+class AthanorNetwork(extra_networks.ExtraNetwork):
+    """What the host calls for `<lora:…>`."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        super().__init__("lora")
+        self._sessions = sessions
+
+    def activate(self, p: Any, params_list: list[Any]) -> None:
+        self._sessions.activate(p, params_list)
+
+    def deactivate(self, p: Any) -> None:
+        self._sessions.deactivate(p)
+
+
+class Plugin:
+    """Everything of ours in this process; it survives "Reload UI"."""
+
+    sessions_class = Sessions
+    builtin_class = BuiltIn
+
+    def __init__(self, host: Any) -> None:
+        folders = host.folders()
+        self.host = host
+        self.library = Library(
+            Listing(folders.adapters), EmbeddingStore(folders.embeddings), masks=Listing(folders.masks, MASK_ENDINGS)
+        )
+        self.sessions = self.sessions_class(host, self.library)
+        self.ownership = Ownership(AthanorNetwork(self.sessions), self.builtin_class)
+
+    def sync(self) -> None:
+        """Follows the setting: takes the tags over or gives them back."""
+        self.ownership.sync()
+        self.sessions.builtin = self.ownership.builtin
+        if not self.ownership.held:
+            self.sessions.detach()
+
+    def unload(self) -> None:
+        """The scripts are loaded again, perhaps without us."""
+        self.sessions.detach()
+        self.ownership.give_back()
+
+    # --- a generation
+
+    def before(self, p: Any) -> None:
+        """A job begins."""
+        self.sync()
+        if self.ownership.held:
+            self.library.adapters.rescan()
+            self.library.masks.rescan()
+            self.read_embeddings(p, self.library.embeddings.rescan())
+
+    def prepared(self, p: Any) -> None:
+        """The host has read its embeddings."""
+        model = self.host.model() if self.ownership.held else None
+        if model is not None and model.family is not None and not getattr(p, "do_not_reload_embeddings", False):
+            self.add_embeddings(p, model)
+
+    def read_embeddings(self, p: Any, changed: bool) -> None:
+        """Has the host see embeddings that are new or other ones than before."""
+        a1111_embeddings.reload_changed(p, changed)
+
+    def add_embeddings(self, p: Any, model: LoadedModel) -> None:
+        """Has the host know the embeddings that only we can read."""
+        a1111_embeddings.add_missing(self.library.embeddings, model)
+
+    def before_batch(self, p: Any) -> None:
+        """A batch's prompts are there, still with their tags."""
+        if not self.ownership.held:
+            return
+        scope = SCOPES.get(self.host.option("athanor_scope", ""), "all")
+        read_before_parsing(p, lambda one: read_batch(one, self.library, scope))
+        encode_with(p, self.sessions)
+
+    def after(self, p: Any) -> None:
+        """A job is done; one without tags was not ended by the host."""
+        p.__dict__.pop("get_conds_with_caching", None)
+        if self.ownership.held:
+            self.sessions.deactivate(p)
+
+
+def encode_with(p: Any, sessions: Sessions) -> None:
+    """Has the prompts of one processing object encoded with the weights of their rows and steps."""
+    if "get_conds_with_caching" in p.__dict__:
+        return
+    reference = weakref.ref(p)
+
+    def get_conds_with_caching(
+        function: Any, prompts: Any, steps: int, caches: Any, data: Any, hires_steps: int | None = None, *rest: Any
+    ) -> Any:
+        owner = reference()
+
+        def encode(model: Any, texts: Any, *more: Any) -> Any:
+            encoder = sessions.encoder(owner, data, sampling_pass(owner, steps, hires_steps))
+            return function(model, texts, *more) if encoder is None else encoder.encode(function, model, texts, *more)
+
+        return type(owner).get_conds_with_caching(owner, encode, prompts, steps, caches, data, hires_steps, *rest)
+
+    p.__dict__["get_conds_with_caching"] = get_conds_with_caching
+
+
+def sampling_pass(p: Any, calls: int, hires_calls: int | None) -> Pass:
+    """How many steps and calls the pass will have that prompts are encoded for.
+
+    Args:
+        calls, hires_calls: the host's numbers for whole passes; img2img does only the last part of one.
+    """
+    from modules import sd_samplers_common
+
+    hires = hires_calls is not None
+    steps = (getattr(p, "hr_second_pass_steps", 0) if hires else 0) or p.steps
+    per_step = max((hires_calls if hires else calls) // max(steps, 1), 1)
+    if hires or hasattr(p, "init_latent"):
+        given = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if hires else None
+        _, last = sd_samplers_common.setup_img2img_steps(p, given)
+        steps = max(last + 1, 1)
+    return Pass(steps, steps * per_step, hires)
+
+
+_PLUGINS: list[Plugin] = []
+
+
+def wire(host: Any, make: Callable[[Any], Plugin] = Plugin) -> type:
+    """Registers our callbacks for this load of the scripts; returns the class of our always-on script."""
+    if not _PLUGINS:
+        _PLUGINS.append(make(host))
+    plugin = _PLUGINS[0]
+    script_callbacks.on_ui_settings(lambda: add_settings(plugin.sync))
+    script_callbacks.on_before_ui(lambda: add_axis(scripts.scripts_data))
+    script_callbacks.on_app_started(lambda demo, app: plugin.sync())
+    script_callbacks.on_model_loaded(lambda model: plugin.sessions.detach())
+    script_callbacks.on_cfg_denoiser(plugin.sessions.step)
+    script_callbacks.on_script_unloaded(plugin.unload)
+    script_callbacks.on_infotext_pasted(lambda text, params: _paste(plugin, params))
+    return _script_class(plugin)
+
+
+def _paste(plugin: Plugin, params: dict[str, Any]) -> None:
+    a1111_infotext.pasted(params, plugin.library.adapters, plugin.library.files)
+
+
+def _script_class(plugin: Plugin) -> type:
+    class AthanorScript(scripts.Script):
+        """Always on: tells us what the host is doing."""
+
+        def title(self) -> str:
+            return "Athanor"
+
+        def show(self, is_img2img: bool) -> Any:
+            return scripts.AlwaysVisible
+
+        def before_process(self, p: Any, *args: Any) -> None:
+            plugin.before(p)
+
+        def process(self, p: Any, *args: Any) -> None:
+            plugin.prepared(p)
+
+        def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+            plugin.before_batch(p)
+
+        def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+            plugin.after(p)
+
+    return AthanorScript
