@@ -1,0 +1,96 @@
+"""Forge: where its model is. Its page, settings and tags are AUTOMATIC1111's; its models are its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from extension.hosts.a1111 import A1111
+from extension.hosts.base import LoadedModel
+
+_ENCODERS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
+COMPONENTS = ("text_encoder", "text_encoder_2")
+
+
+def detect() -> bool:
+    """Whether this process is Forge, with the backend of its own that came in August 2024."""
+    try:
+        return all(importlib.util.find_spec(name) for name in ("modules_forge", "backend.diffusion_engine"))
+    except ModuleNotFoundError:
+        return False
+
+
+_HOSTS: list[Forge] = []
+
+
+def make() -> Forge:
+    """The host of this process; the same one after "Reload UI"."""
+    if not _HOSTS:
+        _HOSTS.append(Forge())
+    return _HOSTS[0]
+
+
+def family_of(engine: Any) -> str | None:
+    """ "sd1", "sd2" or "sdxl"; None for another model, an SDXL refiner included."""
+    family = next((name for name in _ENCODERS if getattr(engine, f"is_{name}", False)), None)
+    if family is None:
+        return None
+    encoders = engine.forge_objects.clip.cond_stage_model
+    return family if all(hasattr(encoders, name) for name in _ENCODERS[family]) else None
+
+
+def parts_of(engine: Any, family: str) -> dict[str, Any]:
+    """The live modules that adapters sit on; all patchers that Forge clones share them."""
+    encoders = engine.forge_objects.clip.cond_stage_model
+    named = zip(COMPONENTS, _ENCODERS[family], strict=False)
+    return {
+        "unet": engine.forge_objects.unet.model.diffusion_model,
+        **{component: getattr(encoders, name) for component, name in named},
+    }
+
+
+def text_engines(engine: Any, family: str) -> dict[str, Any]:
+    """What encodes texts, by component: each holds an embedding store and a tokenizer."""
+    if family == "sdxl":
+        return {"text_encoder": engine.text_processing_engine_l, "text_encoder_2": engine.text_processing_engine_g}
+    return {"text_encoder": engine.text_processing_engine}
+
+
+def _width(encoder: Any) -> int:
+    table = encoder.transformer.text_model.embeddings.token_embedding
+    return int(getattr(table, "wrapped", table).weight.shape[1])
+
+
+class Forge(A1111):
+    """Forge."""
+
+    name = "Forge"
+
+    def raw_model(self) -> Any:
+        """The engine of the loaded model, without making Forge load one; None while there is none."""
+        from modules import sd_models
+
+        engine = sd_models.model_data.sd_model
+        return engine if getattr(engine, "forge_objects", None) is not None else None
+
+    def model(self) -> LoadedModel | None:
+        """The model that is loaded, None while there is none."""
+        engine = self.raw_model()
+        if engine is None:
+            return None
+        info = getattr(engine, "sd_checkpoint_info", None)
+        checkpoint = Path(info.filename) if info is not None else None
+        family = family_of(engine)
+        if family is None:
+            return LoadedModel(None, {}, checkpoint)
+        parts = parts_of(engine, family)
+        widths = {name: _width(part) for name, part in parts.items() if name != "unet"}
+        tokenizer = text_engines(engine, family)["text_encoder"].tokenizer
+        return LoadedModel(family, parts, checkpoint, widths, tokenizer.get_vocab())
+
+    def register(self) -> type:
+        """Puts our callbacks in place and returns the class of our always-on script."""
+        from extension.hosts.forge_wiring import wire
+
+        return wire(self)

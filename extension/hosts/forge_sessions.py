@@ -1,0 +1,71 @@
+"""What acts in each generation of Forge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from extension.hosts.a1111_sessions import Session, Sessions
+from extension.hosts.base import LoadedModel
+from extension.hosts.forge_embeddings import FedStores, add_to_stores, remove_from_stores
+from extension.hosts.forge_patcher import PatchedUnet
+from extension.hosts.forge_rows import MarkedChunks, RowReader
+from extension.injection import Adapter
+from extension.injection.calls import UNetCalls
+from extension.injection.embeddings import bundled_embeddings
+from trainers.errors import InputError
+
+
+class ForgeSessions(Sessions):
+    """The generations going on, and the injection into the model that is loaded."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.stores = FedStores()
+
+    def start_rows(self, session: Session, params: Any) -> None:
+        """Nothing: in Forge every call brings its rows along."""
+
+    def attachments(self, session: Session, model: LoadedModel, masks: dict[str, Any]) -> list[Any]:
+        """The patcher's clone; where rows differ also what reads them, adds those of regions, and says so."""
+        engine, generation = self.host.raw_model(), session.generation
+        patched = PatchedUnet(engine, generation.plan.nbytes(), mark=session.wanted.needs_rows)
+        if not session.wanted.needs_rows:
+            return [patched]
+        unet = model.parts["unet"]
+        reader = RowReader(unet)
+        return [patched, reader, UNetCalls(unet, generation, reader.rows_of, masks), MarkedChunks(unet)]
+
+    def bundled(self) -> Any:
+        """Keeps embeddings that come in adapters' files."""
+        return ForgeBundled(self.host)
+
+
+class ForgeBundled:
+    """Embeddings that came inside adapters' files, known to Forge as long as the adapters act."""
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._registered: list[Any] = []
+        self._engine: Any = None
+
+    def add(self, adapters: Iterable[tuple[str, Adapter]], model: LoadedModel) -> list[str]:
+        """Registers those of `(name as typed, adapter)`; returns sentences about those that do not fit."""
+        reports, items = [], []
+        for _, adapter in adapters:
+            try:
+                items += bundled_embeddings(adapter)
+            except InputError as problem:
+                reports.append(str(problem))
+        problems = [item.problem(model.widths) for item in items]
+        fitting = [item for item, problem in zip(items, problems, strict=True) if problem is None]
+        if fitting:
+            self._engine = self._host.raw_model()
+            self._registered = add_to_stores(self._engine, model.family, fitting)
+        return reports + [problem for problem in problems if problem is not None]
+
+    def remove(self) -> None:
+        """Takes them out again."""
+        if self._registered:
+            remove_from_stores(self._registered)
+        self._registered, self._engine = [], None
