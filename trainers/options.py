@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from trainers.spec import BEGINNER, Field, Job
 
-METHODS = ("lora", "textual_inversion")
+METHODS = ("lora", "textual_inversion", "dreambooth")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
 TIMESTEP_SAMPLING = ("uniform", "sigmoid", "early", "late")
@@ -18,6 +18,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _ADAPTER = ("lora",)
 _EMBEDDING = ("textual_inversion",)
+_FULL = ("dreambooth",)
+_WEIGHTS = _ADAPTER + _FULL
 
 WHAT = "What is taught"
 BASE = "The base model"
@@ -63,6 +65,8 @@ FIELDS: tuple[Field, ...] = (
     Field("caption_variants", "int", 16, "How many shuffled versions of a caption are prepared where the text encoder is not trained.", DATA, minimum=1, maximum=1000),
     Field("max_chunks", "int", 3, "Longest prompt, in chunks of 75 tokens.", DATA, minimum=1, maximum=8),
     Field("regularisation_data", "path", None, "Folder with pictures of the class in general, to keep the model from forgetting.", DATA, optional=True),
+    Field("class_prompt", "text", "", "What to draw as pictures of the class in general (a photo of a dog), where there are too few of them.", DATA),
+    Field("class_pictures", "int", 0, "How many pictures of the class there should be; missing ones are drawn by the model before training.", DATA, minimum=0, maximum=100000),
     Field("prior_weight", "float", 1.0, "Weight of the loss on the regularisation pictures.", DATA, minimum=0, maximum=100),
     Field("prior_target", "choice", "noise", "What the regularisation pictures hold the model to: the pictures themselves (noise), or what the untrained model makes of them (base; closer to the base, one more pass for them).", DATA, choices=("noise", "base")),
     Field("masks", "choice", "none", "Train only on the unmasked part: from the picture's alpha channel or -masklabel.png files.", DATA, choices=("none", "alpha", "files", "auto")),
@@ -78,21 +82,26 @@ FIELDS: tuple[Field, ...] = (
     Field("dropout", "float", 0.0, "Share of the adapter's inputs that is dropped.", ADAPTER, minimum=0, maximum=0.99, methods=_ADAPTER),
     Field("conv_rank", "int", 0, "Rank on the 3x3 convolutions (LoCon); 0 leaves them out.", ADAPTER, minimum=0, maximum=1024, methods=_ADAPTER),
     Field("conv_alpha", "float", None, "Alpha on the 3x3 convolutions; empty means half their rank.", ADAPTER, minimum=0.0001, maximum=4096, optional=True, methods=_ADAPTER),
-    Field("train_unet", "bool", True, "Train the UNet (the part that draws).", ADAPTER, methods=_ADAPTER),
-    Field("train_text_encoder", "bool", True, "Train the text encoder (the part that reads the prompt).", ADAPTER, methods=_ADAPTER),
+    Field("train_unet", "bool", True, "Train the UNet (the part that draws).", ADAPTER, methods=_WEIGHTS),
+    Field("train_text_encoder", "bool", True, "Train the text encoder (the part that reads the prompt).", ADAPTER, methods=_WEIGHTS),
     Field("block_ranks", "map", {}, "Other ranks for some blocks: down_0..3, mid, up_0..3, text, text_2; 0 leaves a block out.", ADAPTER, methods=_ADAPTER),
     Field("block_lrs", "map", {}, "Factors on the learning rate of some blocks, named as above.", ADAPTER, methods=_ADAPTER),
     # --- the embedding
     Field("vectors", "int", 4, "How many vectors the word gets: more can say more, and take more room in a prompt.", ADAPTER, minimum=1, maximum=75, methods=_EMBEDDING, level=BEGINNER),
     Field("initial_text", "text", "", "Words to start from, such as the kind of thing; empty starts from random vectors.", ADAPTER, methods=_EMBEDDING, level=BEGINNER),
     Field("norm_limit", "float", 2.0, "Longest a vector may become, in lengths of an ordinary word's; keeps the result from drowning the rest of a prompt. 0 is off.", ADAPTER, minimum=0, maximum=1000, methods=_EMBEDDING),
+    # --- the whole model
+    Field("trained_layers", "choice", "all", "Which layers of the UNet learn: all, its attention, or only where it reads the prompt.", ADAPTER, choices=("all", "attention", "cross_attention"), methods=_FULL),
+    Field("blocks", "list", [], "Blocks that learn: down_0..3, mid, up_0..3, text, text_2; empty means all.", ADAPTER, methods=_FULL),
+    Field("output", "choice", "checkpoint", "What is written: a model file, a diffusers folder, or the difference from the base as a LoRA or as it is.", FILES, choices=("checkpoint", "diffusers", "lora", "difference"), methods=_FULL, level=BEGINNER),
+    Field("extracted_rank", "int", 32, "Rank of the LoRA that the difference is written as.", FILES, minimum=1, maximum=1024, methods=_FULL),
     # --- learning
     Field("steps", "int", None, "Number of steps; empty means from the epochs.", LEARNING, minimum=1, maximum=1000000, unit="steps", optional=True, level=BEGINNER),
     Field("epochs", "int", None, "Number of times every picture is seen; empty means from the steps.", LEARNING, minimum=1, maximum=100000, optional=True),
     Field("batch_size", "int", 1, "Pictures per step and process.", LEARNING, minimum=1, maximum=1024),
     Field("gradient_accumulation", "int", 1, "Batches that are added up before a step is taken.", LEARNING, minimum=1, maximum=1024),
     Field("learning_rate", "float", None, "Learning rate (of the UNet, where text encoders have their own); empty means the usual one of method and optimizer.", LEARNING, minimum=0, maximum=10, optional=True, level=BEGINNER),
-    Field("text_encoder_lr", "float", None, "Learning rate of the text encoders; empty means a quarter of the UNet's.", LEARNING, minimum=0, maximum=10, optional=True, methods=_ADAPTER),
+    Field("text_encoder_lr", "float", None, "Learning rate of the text encoders; empty means a quarter of the UNet's.", LEARNING, minimum=0, maximum=10, optional=True, methods=_WEIGHTS),
     Field("optimizer", "choice", "adamw", "The optimizer.", LEARNING, choices=OPTIMIZERS),
     Field("optimizer_args", "list", [], "Further arguments of the optimizer, each as name=value.", LEARNING),
     Field("weight_decay", "float", 0.01, "Weight decay.", LEARNING, minimum=0, maximum=10),
@@ -147,7 +156,7 @@ FIELDS: tuple[Field, ...] = (
 BLOCKS = ("down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3", "text", "text_2")
 
 
-RUN_FOLDERS = ("state", "samples", "control", "cache", "tensorboard")
+RUN_FOLDERS = ("state", "samples", "control", "cache", "class", "tensorboard")
 
 
 def fields_for(method: str) -> tuple[Field, ...]:
@@ -197,14 +206,33 @@ def rules(job: Job) -> Iterator[str]:
         yield "zero_terminal_snr: needs a model that predicts v, but prediction is epsilon; turn zero_terminal_snr off."
     if job.adaptive_noise_offset and not job.noise_offset:
         yield "adaptive_noise_offset: changes the noise offset, but noise_offset is 0; give noise_offset a value."
-    if job.get("file_format") == "peft" and job.name.lower() in RUN_FOLDERS:
-        yield f"name: a run folder has a folder {job.name!r} of its own, so PEFT's cannot be called so; choose another."
+    if result_form(job) == "folder" and job.name.lower() in RUN_FOLDERS:
+        yield f"name: a run folder has a folder {job.name!r} of its own, so the result's cannot be called so; choose another."
+    if bool(job.class_prompt) != bool(job.class_pictures):
+        yield "class_pictures: class_prompt and class_pictures belong together; give both or neither."
+    if job.method == "dreambooth":
+        yield from _whole_model_problems(job)
     if job.method == "textual_inversion" and job.trigger not in ("", job.name):
         yield f"trigger: an embedding's word is its name, {job.name!r}; leave trigger empty."
     yield from _single_rate_problems(job)
     if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
         yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."
     yield from _block_problems(job)
+
+
+def result_form(job: Job) -> str:
+    """ "folder" where the result is a folder, else "file"."""
+    return "folder" if job.get("file_format") == "peft" or job.get("output") == "diffusers" else "file"
+
+
+def _whole_model_problems(job: Job) -> Iterator[str]:
+    if job.prior_target == "base":
+        yield "prior_target: base needs the untrained model beside the trained one, which dreambooth does not keep; use noise."
+    if job.base_dtype not in ("auto", "fp32"):
+        yield f"base_dtype: {job.base_dtype} is for frozen weights, and dreambooth trains them; leave it on auto."
+    for block in job.blocks:
+        if block not in BLOCKS:
+            yield f"blocks: {block!r} is not a block; blocks are {', '.join(BLOCKS)}."
 
 
 def _single_rate_problems(job: Job) -> Iterator[str]:

@@ -26,6 +26,7 @@ from trainers.errors import InputError, did_you_mean
 _ADAMW_RATES = {
     "lora": {"sd1": 2e-4, "sd2": 2e-4, "sdxl": 1e-4},
     "textual_inversion": {"sd1": 2e-3, "sd2": 2e-3, "sdxl": 2e-3},
+    "dreambooth": {"sd1": 2e-6, "sd2": 2e-6, "sdxl": 1e-6},
 }
 _FALLBACK_RATE = 1e-4
 TEXT_ENCODER_SHARE = 0.25

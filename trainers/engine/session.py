@@ -19,6 +19,7 @@ from trainers.bases.text import check_clip_skip
 from trainers.data.cache import TextCache
 from trainers.data.dataset import Dataset, prepare
 from trainers.engine import memory, objectives, optimizers, precision
+from trainers.engine.class_pictures import with_class_pictures
 from trainers.engine.conditioning import Conditioner
 from trainers.engine.ema import Ema
 from trainers.engine.models import Models
@@ -221,6 +222,7 @@ def open_session(
     models = Models(info, job, device, plan.load_dtype)
     if not world.is_main:
         world.wait()  # the main process makes the caches, the others find them made
+    job = with_class_pictures(job, models, folder.path, report)
     dataset = _make_dataset(job, models, folder, world, report)
     texts = dataset.captions_needed()
     if job.sample_prompts:

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from trainers.engine.session import Session
 
 
-KINDS = {"lora": "lora", "textual_inversion": "textual-inversion"}
-"""What ModelSpec calls the result of each method."""
+KINDS = {
+    "lora": "lora",
+    "textual_inversion": "textual-inversion",
+    "checkpoint": "",
+    "diffusers": "",
+    "difference": "lora",
+}
+"""What ModelSpec calls the result of each method, or of each `output` of one that has several."""
 
 
 @dataclass(frozen=True)
@@ -113,4 +119,4 @@ def result_metadata(session: Session, step: int) -> dict[str, str]:
         **_data_fields(session),
         **_adapter_fields(session),
     )
-    return {**ss_metadata(job, facts), **modelspec(job, facts, KINDS[job.method])}
+    return {**ss_metadata(job, facts), **modelspec(job, facts, KINDS[job.get("output", job.method)])}

@@ -14,7 +14,7 @@ import torch
 from trainers.bases.detect import BaseInfo
 from trainers.spec import Job
 
-METHODS = {"lora": "trainers.methods.lora", "textual_inversion": "trainers.methods.textual_inversion"}
+METHODS = {name: f"trainers.methods.{name}" for name in ("lora", "textual_inversion", "dreambooth")}
 
 
 class Trainable(Protocol):

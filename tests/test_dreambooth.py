@@ -1,0 +1,151 @@
+"""Training the base's own weights: which of them, what is written, and that the base's file stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+
+import diffusers
+import pytest
+import torch
+from training_helpers import events_of, job_values, make_pictures
+
+from trainers import running, spec
+from trainers.bases.loader import load_base
+from trainers.errors import InputError
+from trainers.formats.adapters import read_adapter
+from trainers.formats.safetensors_io import load
+from trainers.methods import dreambooth
+
+
+@pytest.fixture
+def train(tiny_base, tmp_path):
+    """`train("sd1", steps=2, …)` -> (exit code, run folder)."""
+    pictures = make_pictures(tmp_path / "pictures", 3, caption="a zog on a table")
+
+    def run(family="sd1", folder="run", **changes):
+        values = {**job_values(tiny_base(family), pictures, steps=2, save_dtype="fp32", learning_rate=1e-3), **changes}
+        for name in ("rank", "alpha"):
+            values.pop(name, None)
+        values |= {"method": "dreambooth", "name": "zog"}
+        return running.start(spec.parse(values), tmp_path / folder), tmp_path / folder
+
+    return run
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_checkpoint_has_every_tensor_and_only_what_learned_differs(train, tiny_base, family):
+    base = tiny_base(family)
+    before = digest(base)
+    code, folder = train(family, trained_layers="cross_attention", train_text_encoder=False, validation_split=0.4)
+    assert code == 0 and digest(base) == before
+    one, other = load(base)[0], load(folder / "zog.safetensors")[0]
+    assert set(other) >= {name for name in one if name.startswith("model.diffusion_model.")}
+    changed = {name for name in one if name in other and not torch.equal(one[name].float(), other[name].float())}
+    assert changed and all(".attn2." in name for name in changed)
+    first, last = (events_of(folder, "validation")[i] for i in (0, -1))
+    assert first["loss"] == first["base_loss"] == last["base_loss"] != last["loss"]
+    load_base(folder / "zog.safetensors")
+
+
+def test_text_encoder_and_chosen_blocks(train, tiny_base):
+    code, folder = train(blocks=["mid", "text"])
+    assert code == 0
+    one, other = load(tiny_base("sd1"))[0], load(folder / "zog.safetensors")[0]
+    changed = {name for name in one if name in other and not torch.equal(one[name].float(), other[name].float())}
+    roots = {".".join(name.split(".")[:3]) for name in changed}
+    assert roots == {"model.diffusion_model.middle_block", "cond_stage_model.transformer.text_model"}
+    assert not any("token_embedding" in name for name in changed)
+
+
+def test_opens_in_diffusers(train):
+    code, folder = train(output="diffusers")
+    assert code == 0
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder / "zog", local_files_only=True)
+    picture = pipeline("a zog", num_inference_steps=2, height=64, width=64, output_type="np").images
+    assert picture.shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize("output", ["lora", "difference"])
+def test_difference_from_the_base(train, tiny_base, output):
+    """The difference of full rank, added to the base, is the trained model."""
+    code, whole = train(folder="whole")
+    assert code == 0
+    code, folder = train(folder=output, output=output, extracted_rank=1024)
+    assert code == 0
+    base, trained = load_base(tiny_base("sd1")), load_base(whole / "zog.safetensors")
+    tensors = load(folder / "zog.safetensors")[0]
+    name, path = (
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k",
+        ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k"),
+    )
+    if output == "lora":
+        entry = read_adapter(folder / "zog.safetensors").entries[name]
+        delta = entry["lora_up"] @ entry["lora_down"] * entry["alpha"] / entry["lora_down"].shape[0]
+    else:
+        delta = tensors[f"{name}.diff"]
+    wanted = trained.unet.get_submodule(path).weight - base.unet.get_submodule(path).weight
+    torch.testing.assert_close(delta, wanted.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_low_rank_is_the_best_of_its_rank():
+    torch.manual_seed(0)
+    matrix = torch.randn(7, 5)
+    down, up = dreambooth.low_rank(matrix, 2)
+    s = torch.linalg.svdvals(matrix.double())
+    assert down.shape == (2, 5) and up.shape == (7, 2)
+    torch.testing.assert_close((matrix - up @ down).norm().double() ** 2, (s[2:] ** 2).sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_class_pictures_are_drawn_when_there_are_too_few(train, tmp_path):
+    own = make_pictures(tmp_path / "class", 1, caption="a thing")
+    names = sorted(path.name for path in own.iterdir())
+    code, folder = train(
+        class_prompt="a thing", class_pictures=3, regularisation_data=str(own), sample_steps=2, batch_size=2
+    )
+    assert code == 0 and sorted(path.name for path in own.iterdir()) == names
+    drawn = sorted(path.name for path in (folder / "class").glob("*.png"))
+    assert len(drawn) == 3 and (folder / "class" / "00000.txt").read_text() == "a thing"
+    assert load(folder / "zog.safetensors")[1]["ss_num_reg_images"] == "3"
+
+
+def test_resumes_to_the_same_bytes(train, monkeypatch):
+    from trainers.engine import loop as loops
+
+    options = dict(steps=4, state_every=2, optimizer="adafactor", trained_layers="attention", ema=0.9)
+    code, whole = train(**options)
+    assert code == 0
+    real = loops.micro_step
+
+    def die(session, index):
+        if index == 3:
+            raise KeyboardInterrupt
+        return real(session, index)
+
+    monkeypatch.setattr(loops, "micro_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder="broken", **options)
+    monkeypatch.undo()
+    assert running.resume(whole.parent / "broken") == 0
+    one, other = (load(folder / "zog.safetensors")[0] for folder in (whole, whole.parent / "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"blocks": ["middle"]}, "blocks"),
+        ({"base_dtype": "fp8"}, "base_dtype"),
+        ({"prior_target": "base"}, "prior_target"),
+        ({"class_prompt": "a dog"}, "class_pictures"),
+        ({"output": "diffusers", "name": "state"}, "name"),
+        ({"train_unet": False, "train_text_encoder": False}, "train_unet"),
+    ],
+)
+def test_refusals(changes, field):
+    values = {"method": "dreambooth", "base": "b", "data": "d", "name": "zog", "steps": 1, **changes}
+    with pytest.raises(InputError, match=field):
+        spec.parse(values)

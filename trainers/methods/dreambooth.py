@@ -1,0 +1,219 @@
+"""DreamBooth (Ruiz et al. 2022, arXiv:2208.12242) and full fine-tuning: the base's own weights learn.
+
+The result is a whole model, or what it differs in from the base: a LoRA of a chosen rank (the best approximation in the
+least-squares sense, by singular value decomposition), or the differences as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from trainers.bases import export
+from trainers.bases.detect import BaseInfo
+from trainers.bases.loader import Base, load_base, module_for
+from trainers.engine.ema import replaced
+from trainers.engine.runfolder import replace
+from trainers.errors import InputError
+from trainers.formats import adapters, safetensors_io
+from trainers.formats.families import FAMILIES
+from trainers.formats.metadata import finish
+from trainers.formats.sites import text_sites, unet_sites
+from trainers.spec import Job
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_ATTENTION = (".attn1.", ".attn2.")
+
+
+def trains_text(job: Job) -> bool:
+    """Whether text encoders are trained."""
+    return job.train_text_encoder
+
+
+def block_of(component: str, name: str) -> str:
+    """The block a parameter belongs to: down_0 … mid … up_3, text, text_2, or "" for the UNet's ends."""
+    if component != "unet":
+        return {"text_encoder": "text", "text_encoder_2": "text_2"}[component]
+    first, _, rest = name.partition(".")
+    if first in ("down_blocks", "up_blocks"):
+        return f"{first.removesuffix('_blocks')}_{rest.partition('.')[0]}"
+    return "mid" if first == "mid_block" else ""
+
+
+def is_trained(component: str, name: str, job: Job) -> bool:
+    """Whether the job trains this parameter of a component."""
+    if component == "unet":
+        if not job.train_unet:
+            return False
+        if job.trained_layers == "attention" and not any(part in name for part in _ATTENTION):
+            return False
+        if job.trained_layers == "cross_attention" and ".attn2." not in name:
+            return False
+    elif not job.train_text_encoder or "token_embedding" in name:
+        return False  # the vocabulary stays: a word's own row is Textual Inversion's to teach
+    return not job.blocks or block_of(component, name) in job.blocks
+
+
+def components_of(family: Any) -> list[str]:
+    """The components that can learn."""
+    return ["unet", *(encoder.component for encoder in family.text_encoders)]
+
+
+def count_parameters(info: BaseInfo, job: Job) -> int:
+    """Number of values that the job will train, from the base's header."""
+    total = 0
+    for component in components_of(FAMILIES[info.family]):
+        for name, shape in info.components[component].shapes.items():
+            if is_trained(component, name, job):
+                total += torch.Size(shape).numel()
+    return total
+
+
+class FullWeights:
+    """The base's own parameters, as far as the job trains them."""
+
+    def __init__(self, base: Base, job: Job) -> None:
+        self.base, self.job, self.family = base, job, base.family
+        self.live: dict[str, torch.nn.Parameter] = {}
+        for component in components_of(base.family):
+            module = base.component(component)
+            for name, parameter in module.named_parameters() if module is not None else ():
+                if is_trained(component, name, job):
+                    # A copy of our own: the loaded one may be the file's memory mapping, which is never written.
+                    parameter.data = parameter.data.float().clone()
+                    parameter.requires_grad_(True)
+                    self.live[f"{component}.{name}"] = parameter
+        if not self.live:
+            raise InputError("blocks: with these blocks and layers nothing would be trained; choose others.")
+        self.trains_unet = any(name.startswith("unet.") for name in self.live)
+        self.trains_text = any(not name.startswith("unet.") for name in self.live)
+        self.started = False
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        parts = {"unet": self.job.learning_rate, "text": self.job.text_encoder_lr}
+        groups = []
+        for part, rate in parts.items():
+            params = [p for name, p in self.live.items() if name.startswith("unet.") == (part == "unet")]
+            if params:
+                groups.append({"name": part, "params": params, "lr": rate})
+        return groups
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.live)
+
+    def constrain(self) -> None:
+        """Nothing to keep within bounds."""
+        self.started = True
+
+    def originals(self) -> dict[str, torch.Tensor]:
+        """The trained parameters as they are in the base's file, on the CPU."""
+        parts = (["unet"] if self.trains_unet else []) + (["text"] if self.trains_text else [])
+        base = load_base(self.base.info.path, info=self.base.info, prediction=self.base.prediction, parts=parts)
+        found = {}
+        for component in components_of(self.family):
+            module = base.component(component)
+            for name, parameter in module.named_parameters() if module is not None else ():
+                if f"{component}.{name}" in self.live:
+                    found[f"{component}.{name}"] = parameter.detach().float()
+        return found
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """The base as it is in its file."""
+        originals = self.originals()
+        with replaced(list(self.live.values()), [originals[name] for name in self.live]):
+            yield
+
+    def at_rest(self) -> nullcontext[None]:
+        return nullcontext()
+
+    # --- the result
+
+    def _whole(self) -> SimpleNamespace:
+        """The model with every part, those not in memory from the base's file."""
+        missing = ["vae"] if self.base.vae is None else []
+        missing += ["text"] if not self.base.text_encoders else []
+        rest = load_base(
+            self.base.info.path, info=self.base.info, prediction=self.base.prediction, vae=self.job.vae, parts=missing
+        )
+        return SimpleNamespace(
+            family=self.family,
+            prediction=self.base.prediction,
+            unet=self.base.unet,
+            text_encoders=self.base.text_encoders or rest.text_encoders,
+            vae=self.base.vae or rest.vae,
+        )
+
+    def save(self, path: Path, metadata: dict[str, str]) -> None:
+        dtype = DTYPES[self.job.save_dtype]
+        if self.job.output == "diffusers":
+            part = path.with_name(path.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            export.save_diffusers(self._whole(), part, dtype)
+            shutil.rmtree(path, ignore_errors=True)
+            replace(part, path)
+            return
+        if self.job.output == "checkpoint":
+            state = export.single_file_state(self._whole())
+            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        else:
+            tensors = self._differences(dtype)
+        safetensors_io.save(path, tensors, finish(tensors, metadata))
+
+    def _differences(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the model differs in from its base, under kohya's names."""
+        originals = self.originals()
+        sites = unet_sites(self.family, conv3x3=True)
+        for index in range(len(self.family.text_encoders)):
+            sites = [*sites, *text_sites(self.family, index)]
+        entries: dict[str, dict[str, Any]] = {}
+        for site in sites:
+            module = module_for(self.base, site) if self.base.component(site.component) is not None else None
+            name = next((n for n, p in self.live.items() if module is not None and p is module.weight), None)
+            if name is None:
+                continue
+            delta = module.weight.detach().float().cpu() - originals[name]
+            entries[site.name] = self._entry(delta)
+        if self.job.output == "lora":
+            return adapters.to_kohya(entries, dtype)
+        return {f"{name}.diff": entry["diff"].to(dtype) for name, entry in entries.items()}
+
+    def _entry(self, delta: torch.Tensor) -> dict[str, Any]:
+        if self.job.output == "difference":
+            return {"diff": delta}
+        down, up = low_rank(delta.flatten(1), self.job.extracted_rank)
+        kernel = delta.shape[2:]
+        return {
+            "lora_down": down.reshape(-1, delta.shape[1], *kernel),
+            "lora_up": up.reshape(*up.shape, *[1] * len(kernel)),
+            "alpha": float(down.shape[0]),
+        }
+
+    def start_from(self, path: Path) -> None:
+        raise InputError(f"init_from: {path} cannot be gone on from; name the model as base instead.")
+
+
+def low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down [r, in], up [out, r]) whose product is the matrix's best approximation of rank r = min(rank, full rank).
+
+    Eckart and Young 1936: the largest singular values; each side carries their square roots.
+    """
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    rank = min(rank, len(s))
+    root = s[:rank].sqrt()
+    return (root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float()
+
+
+def setup(base: Base, job: Job) -> FullWeights:
+    """Let the loaded base's own weights learn, as far as the job says."""
+    weights = FullWeights(base, job)
+    if job.init_from:
+        weights.start_from(Path(job.init_from))
+    return weights
