@@ -25,9 +25,19 @@ def kind_of(module: nn.Module) -> str | None:
     if hasattr(module, "kernel_size") and hasattr(module, "out_channels"):
         plain = len(module.kernel_size) == 2 and not getattr(module, "transposed", False)
         return "conv" if plain else None
+    return "linear" if _matrix_shape(module) is not None else None
+
+
+def _matrix_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a linear layer. Quantizers' own classes may not say it: then what they keep in place of the weight
+    does (bitsandbytes in its `quant_state`, GGUF as the shape it answers with)."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return "linear"
-    return None
+        return (module.out_features, module.in_features)
+    weight = getattr(module, "weight", None)
+    if weight is None or not type(module).__name__.endswith("Linear"):
+        return None
+    shape = tuple(getattr(getattr(weight, "quant_state", None), "shape", None) or weight.shape)
+    return shape if len(shape) == 2 else None
 
 
 class Layer:
@@ -164,7 +174,7 @@ class Layer:
 
 def _shape(module: nn.Module, kind: str) -> tuple[int, ...]:
     if kind == "linear":
-        return (module.out_features, module.in_features)
+        return _matrix_shape(module)
     if kind == "conv":
         return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
     return (module.num_channels,) if kind == "group_norm" else tuple(module.normalized_shape)

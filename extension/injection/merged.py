@@ -29,15 +29,17 @@ class MergedForward(ForwardReplacement):
         self._held = (weight, bias)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight, bias = self._on(x.device)
+        weight, bias = self._for(x)
         if self._layer.kind in ("layer_norm", "group_norm"):
             return self._layer.normalised(x, weight, bias)
         return self._layer.linear_map(x, weight, bias)
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def _for(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         weight, bias = self._held
-        if weight.device != device:  # the host moved its model
-            self._held = (weight.to(device), None if bias is None else bias.to(device))
+        # The host may move its model, and may keep weights in another number format than it computes in.
+        dtype = weight.dtype if torch.is_autocast_enabled() else x.dtype
+        if weight.device != x.device or weight.dtype != dtype:
+            self._held = (weight.to(x.device, dtype), None if bias is None else bias.to(x.device, dtype))
         return self._held
 
 
