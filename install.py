@@ -1,4 +1,4 @@
-"""Sets Athanor up and runs it: demo, test, link, doctor. A WebUI runs this file without arguments at every start.
+"""Sets Athanor up and runs it: demo, serve, test, link, doctor. A WebUI runs it without arguments at every start.
 
 This file must be readable by any Python, so that an old one is answered with a sentence; the work is in `installer/`.
 """

@@ -1,10 +1,11 @@
-"""`python install.py demo | test | link | doctor`: the commands a person types."""
+"""`python install.py demo | serve | test | link | doctor`: the commands a person types."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import difflib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from installer.environment import ROOT, Environment
 from installer.problems import SetupError
 from installer.processes import clean_environment
 
-COMMANDS = ("demo", "test", "link", "doctor")
+COMMANDS = ("demo", "serve", "test", "link", "doctor")
+PASSED_ON = ("serve", "test")
+"""Commands whose options are read by the program they start."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     demo = commands.add_parser("demo", help="train a LoRA on the bundled pictures and draw a before/after picture")
     demo.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "demo", help="folder to write to (demo)")
+    serve = commands.add_parser("serve", help="start a small WebUI of our own", add_help=False)
+    serve.add_argument("options", nargs=argparse.REMAINDER, help="--port, --base, --data-dir, …; serve --help")
     test = commands.add_parser("test", help="run ruff, the import contracts and the tests")
     test.add_argument("pytest", nargs=argparse.REMAINDER, help="passed on to pytest")
     link = commands.add_parser("link", help="put this folder into a WebUI's extensions")
@@ -56,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"install.py: {arguments[0]!r} is not a command; use {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
         return 2
     # argparse would take pytest's own options (-k, -x) for ours.
-    options = parser.parse_args(arguments[:1] if arguments[0] == "test" else arguments)
+    options = parser.parse_args(arguments[:1] if arguments[0] in PASSED_ON else arguments)
     try:
         return _COMMANDS[options.command](options, list(arguments[1:]))
     except SetupError as problem:
@@ -75,6 +80,14 @@ def _demo(options: argparse.Namespace, _rest: list[str]) -> int:
     return subprocess.call(
         [python, "-m", "trainers.demo", "--out", str(out)], cwd=ROOT, env=clean_environment({"HF_HUB_OFFLINE": "1"})
     )
+
+
+def _serve(_options: argparse.Namespace, rest: list[str]) -> int:
+    python = Environment().ensure(serve=True)
+    # It runs in our folder, whose packages must be the ones it finds; names of files count from where the person is.
+    extra = {"ATHANOR_STARTED_IN": os.getcwd(), "HF_HUB_OFFLINE": "1"}
+    command = [python, "-m", "extension.hosts.embedded.server", *rest]
+    return subprocess.call(command, cwd=ROOT, env=clean_environment(extra))
 
 
 def _test(_options: argparse.Namespace, rest: list[str]) -> int:
@@ -96,4 +109,4 @@ def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "test": _test, "link": _link, "doctor": _doctor}
+_COMMANDS = {"demo": _demo, "serve": _serve, "test": _test, "link": _link, "doctor": _doctor}

@@ -29,6 +29,7 @@ STAMP = "athanor-setup.json"
 OURS, BORROWED = "athanor.pth", "athanor-torch.pth"
 TORCH, TORCH_NEEDS = "torch.txt", "torch-needs.txt"
 TRAINERS, TRAINERS_OLD, TESTS = "trainers.txt", "trainers-torch21.txt", "tests.txt"
+SERVE, SERVE_OLD = "serve.txt", "serve-torch21.txt"
 NEWER_TRAINERS_FROM = (2, 6)
 
 
@@ -65,7 +66,7 @@ class Environment:
             digest.update((self.root / "requirements" / name).read_bytes().replace(b"\r\n", b"\n"))
         return digest.hexdigest()
 
-    def _wanted(self, tests: bool) -> dict[str, Any]:
+    def _wanted(self, tests: bool, serve: bool = False) -> dict[str, Any]:
         """The stamp of a fitting environment, found out without importing or starting anything."""
         torch = None if machine.running_in(self.folder) else machine.nearby_torch_version()
         if torch is not None and machine.version_tuple(torch) < machine.OLDEST_TORCH:
@@ -74,41 +75,46 @@ class Environment:
             "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
             "torch_nearby": torch,
             "requirements": self._hash(TORCH, TORCH_NEEDS, TRAINERS, TRAINERS_OLD),
+            "serve": self._hash(SERVE, SERVE_OLD) if serve else None,
             "tests": self._hash(TESTS) if tests else None,
             "root": str(self.root),
         }
 
-    def fits(self, tests: bool = False) -> bool:
+    def fits(self, tests: bool = False, serve: bool = False) -> bool:
         """Whether the environment is complete and made for this Python, this torch and these requirements."""
-        stamp, wanted = self.stamp(), self._wanted(tests)
+        stamp, wanted = self.stamp(), self._wanted(tests, serve)
         if not stamp.get("ready") or not self.python.exists():
             return False
         if machine.running_in(self.folder):
             wanted["torch_nearby"] = stamp.get("torch_nearby")
-        if not tests:
-            wanted["tests"] = stamp.get("tests")
+        # What is there and not asked for does no harm.
+        wanted.update({name: stamp.get(name) for name, asked in (("tests", tests), ("serve", serve)) if not asked})
         return all(stamp.get(name) == value for name, value in wanted.items())
 
     # --- making it
 
-    def ensure(self, tests: bool = False) -> Path:
-        """Makes the environment where it is missing or outdated; returns its interpreter. Fast when it fits."""
-        if self.fits(tests):
+    def ensure(self, tests: bool = False, serve: bool = False) -> Path:
+        """Makes the environment where it is missing or outdated; returns its interpreter. Fast when it fits.
+
+        Args:
+            tests: also what the tests need, the embedded host among it.
+            serve: also what the embedded host needs.
+        """
+        serve = serve or tests
+        if self.fits(tests, serve):
             return self.python
         if not os.access(self.root, os.W_OK):
             raise SetupError(f"{self.root} cannot be written; give yourself write access or move Athanor elsewhere.")
         with only_one(self.root / ".venv.lock"):
-            if not self.fits(tests):  # another set-up may have made it meanwhile
-                self._make(tests)
+            if not self.fits(tests, serve):  # another set-up may have made it meanwhile
+                self._make(tests, serve)
         return self.python
 
-    def _make(self, tests: bool) -> None:
+    def _make(self, tests: bool, serve: bool) -> None:
         began = time.monotonic()
-        wanted = self._wanted(tests)
+        wanted = self._wanted(tests, serve)
         stamp = self._prepare_folder(wanted)
         stamp.update(wanted, ready=False)
-        if not tests:
-            stamp["tests"] = None
         self._write_stamp(stamp)
         site = self._site_packages()
         torch = None
@@ -118,18 +124,18 @@ class Environment:
             status.done("it works and will be used" if torch else "it does not work, so another one is installed")
         # The borrowed folders come back last: pip must not count what lies there as installed.
         (site / BORROWED).unlink(missing_ok=True)
-        sets = [TRAINERS]
+        sets = [TRAINERS, *[SERVE] * serve]
         if torch is None:
             self._install_torch()
             sets.insert(0, TORCH_NEEDS)
         elif machine.version_tuple(torch.version) < NEWER_TRAINERS_FROM:
-            sets = [TRAINERS_OLD]
+            sets = [TRAINERS_OLD, *[SERVE_OLD] * serve]
         files = [self.root / "requirements" / name for name in sets + [TESTS] * tests]
         self._pip("Installing the trainers' packages", "--no-deps", *[part for file in files for part in ("-r", file)])
         (site / OURS).write_text(f"{self.root}\n", encoding="utf-8")
         if torch is not None:
             (site / BORROWED).write_text("\n".join(torch.folders) + "\n", encoding="utf-8")
-        stamp["versions"] = self._check()
+        stamp["versions"] = self._check(serve)
         stamp["ready"] = True
         self._write_stamp(stamp)
         print(f"The environment is ready ({time.monotonic() - began:.0f} s).", flush=True)
@@ -239,10 +245,10 @@ class Environment:
             )
         status.done()
 
-    def _check(self) -> dict[str, str]:
+    def _check(self, serve: bool) -> dict[str, str]:
         """The versions of what was installed, after importing it once in the environment."""
         status = Status("Checking that everything can be imported")
-        code, output = capture([self.python, "-c", _IMPORT_ALL], timeout=600)
+        code, output = capture([self.python, "-c", _IMPORT_SERVE * serve + _IMPORT_ALL], timeout=600)
         if code != 0:
             status.done("failed")
             raise SetupError("The packages are installed but cannot be imported; see below.", tail_of(output))
@@ -256,6 +262,8 @@ import json, torch, accelerate, diffusers, numpy, peft, PIL, safetensors, transf
 shown = (torch, diffusers, transformers, peft, accelerate)
 print("\\n" + json.dumps({module.__name__: str(module.__version__) for module in shown}))
 """
+
+_IMPORT_SERVE = "import fastapi, gradio, uvicorn"
 
 
 def _without_venv(module: str) -> str:
