@@ -10,15 +10,21 @@ from collections.abc import Iterator
 
 from trainers.spec import BEGINNER, Field, Job
 
-METHODS = ("lora", "textual_inversion", "dreambooth")
+METHODS = ("lora", "textual_inversion", "dreambooth", "hypernetwork")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
 TIMESTEP_SAMPLING = ("uniform", "sigmoid", "early", "late")
+ACTIVATIONS = (
+    "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "celu", "gelu", "hardsigmoid", "hardswish", "hardtanh",
+    "mish", "relu6", "selu", "silu", "softplus", "softsign",
+)  # fmt: skip
+INITIALISATIONS = ("Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _ADAPTER = ("lora",)
 _EMBEDDING = ("textual_inversion",)
 _FULL = ("dreambooth",)
+_NETWORK = ("hypernetwork",)
 _WEIGHTS = _ADAPTER + _FULL
 
 WHAT = "What is taught"
@@ -90,6 +96,13 @@ FIELDS: tuple[Field, ...] = (
     Field("vectors", "int", 4, "How many vectors the word gets: more can say more, and take more room in a prompt.", ADAPTER, minimum=1, maximum=75, methods=_EMBEDDING, level=BEGINNER),
     Field("initial_text", "text", "", "Words to start from, such as the kind of thing; empty starts from random vectors.", ADAPTER, methods=_EMBEDDING, level=BEGINNER),
     Field("norm_limit", "float", 2.0, "Longest a vector may become, in lengths of an ordinary word's; keeps the result from drowning the rest of a prompt. 0 is off.", ADAPTER, minimum=0, maximum=1000, methods=_EMBEDDING),
+    # --- the hypernetwork
+    Field("layer_structure", "list", ["1", "2", "1"], "Widths of its layers as multiples of the input's; begins and ends with 1.", ADAPTER, methods=_NETWORK),
+    Field("activation", "choice", "linear", "What stands between its layers; linear is nothing.", ADAPTER, choices=ACTIVATIONS, methods=_NETWORK),
+    Field("activate_output", "bool", False, "Put the activation after the last layer too.", ADAPTER, methods=_NETWORK),
+    Field("layer_norm", "bool", False, "Normalise after each layer.", ADAPTER, methods=_NETWORK),
+    Field("layer_dropout", "list", [], "Share dropped after each layer, one number for each entry of layer_structure; the first and last are 0.", ADAPTER, methods=_NETWORK),
+    Field("initialisation", "choice", "Normal", "How its weights start.", ADAPTER, choices=INITIALISATIONS, methods=_NETWORK),
     # --- the whole model
     Field("trained_layers", "choice", "all", "Which layers of the UNet learn: all, its attention, or only where it reads the prompt.", ADAPTER, choices=("all", "attention", "cross_attention"), methods=_FULL),
     Field("blocks", "list", [], "Blocks that learn: down_0..3, mid, up_0..3, text, text_2; empty means all.", ADAPTER, methods=_FULL),
@@ -206,10 +219,12 @@ def rules(job: Job) -> Iterator[str]:
         yield "zero_terminal_snr: needs a model that predicts v, but prediction is epsilon; turn zero_terminal_snr off."
     if job.adaptive_noise_offset and not job.noise_offset:
         yield "adaptive_noise_offset: changes the noise offset, but noise_offset is 0; give noise_offset a value."
-    if result_form(job) == "folder" and job.name.lower() in RUN_FOLDERS:
+    if not result_ending(job) and job.name.lower() in RUN_FOLDERS:
         yield f"name: a run folder has a folder {job.name!r} of its own, so the result's cannot be called so; choose another."
     if bool(job.class_prompt) != bool(job.class_pictures):
         yield "class_pictures: class_prompt and class_pictures belong together; give both or neither."
+    if job.method == "hypernetwork":
+        yield from _network_problems(job)
     if job.method == "dreambooth":
         yield from _whole_model_problems(job)
     if job.method == "textual_inversion" and job.trigger not in ("", job.name):
@@ -220,9 +235,25 @@ def rules(job: Job) -> Iterator[str]:
     yield from _block_problems(job)
 
 
-def result_form(job: Job) -> str:
-    """ "folder" where the result is a folder, else "file"."""
-    return "folder" if job.get("file_format") == "peft" or job.get("output") == "diffusers" else "file"
+def result_ending(job: Job) -> str:
+    """The ending of the result's name; empty where the result is a folder."""
+    if job.get("file_format") == "peft" or job.get("output") == "diffusers":
+        return ""
+    return ".pt" if job.method == "hypernetwork" else ".safetensors"
+
+
+def _network_problems(job: Job) -> Iterator[str]:
+    for name in ("layer_structure", "layer_dropout"):
+        try:
+            [float(value) for value in job.get(name)]
+        except ValueError:
+            yield f"{name}: takes numbers such as 1|2|1."
+            return
+    layers, dropout = [float(v) for v in job.layer_structure], [float(v) for v in job.layer_dropout]
+    if len(layers) < 2 or layers[0] != 1 or layers[-1] != 1 or not all(0 < factor <= 64 for factor in layers):
+        yield "layer_structure: has to begin and end with 1, with factors up to 64 between, such as 1|2|1."
+    elif dropout and (len(dropout) != len(layers) or not all(0 <= p < 1 for p in dropout) or dropout[0] or dropout[-1]):
+        yield "layer_dropout: needs one number from 0 to below 1 for each entry of layer_structure, the first and last 0."
 
 
 def _whole_model_problems(job: Job) -> Iterator[str]:

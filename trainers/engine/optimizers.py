@@ -26,6 +26,7 @@ from trainers.errors import InputError, did_you_mean
 _ADAMW_RATES = {
     "lora": {"sd1": 2e-4, "sd2": 2e-4, "sdxl": 1e-4},
     "textual_inversion": {"sd1": 2e-3, "sd2": 2e-3, "sdxl": 2e-3},
+    "hypernetwork": {"sd1": 5e-5, "sd2": 5e-5, "sdxl": 2e-5},
     "dreambooth": {"sd1": 2e-6, "sd2": 2e-6, "sdxl": 1e-6},
 }
 _FALLBACK_RATE = 1e-4

@@ -16,7 +16,7 @@ import torch
 from trainers import spec
 from trainers.errors import InputError
 from trainers.events import EventLog
-from trainers.options import result_form
+from trainers.options import result_ending
 from trainers.spec import Job
 
 
@@ -56,8 +56,7 @@ class RunFolder:
     def result(self, job: Job, step: int | None = None) -> Path:
         """Where the result is written; with a step, where an intermediate one is."""
         tail = "" if step is None else f"-{step:06d}"
-        end = "" if result_form(job) == "folder" else ".safetensors"
-        return self.path / f"{job.name}{tail}{end}"
+        return self.path / f"{job.name}{tail}{result_ending(job)}"
 
     def events(self, write: bool = True) -> EventLog:
         return EventLog(self.events_file if write else None)

@@ -23,6 +23,7 @@ KINDS = {
     "checkpoint": "",
     "diffusers": "",
     "difference": "lora",
+    "hypernetwork": "hypernetwork",
 }
 """What ModelSpec calls the result of each method, or of each `output` of one that has several."""
 

@@ -14,7 +14,7 @@ import torch
 from trainers.bases.detect import BaseInfo
 from trainers.spec import Job
 
-METHODS = {name: f"trainers.methods.{name}" for name in ("lora", "textual_inversion", "dreambooth")}
+METHODS = {name: f"trainers.methods.{name}" for name in ("lora", "textual_inversion", "dreambooth", "hypernetwork")}
 
 
 class Trainable(Protocol):
