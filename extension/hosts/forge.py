@@ -57,7 +57,8 @@ def text_engines(engine: Any, family: str) -> dict[str, Any]:
     return {"text_encoder": engine.text_processing_engine}
 
 
-def _width(encoder: Any) -> int:
+def embedding_width(encoder: Any) -> int:
+    """How wide the vectors of a text encoder's tokens are."""
     table = encoder.transformer.text_model.embeddings.token_embedding
     return int(getattr(table, "wrapped", table).weight.shape[1])
 
@@ -85,7 +86,7 @@ class Forge(A1111):
         if family is None:
             return LoadedModel(None, {}, checkpoint)
         parts = parts_of(engine, family)
-        widths = {name: _width(part) for name, part in parts.items() if name != "unet"}
+        widths = {name: embedding_width(part) for name, part in parts.items() if name != "unet"}
         tokenizer = text_engines(engine, family)["text_encoder"].tokenizer
         return LoadedModel(family, parts, checkpoint, widths, tokenizer.get_vocab())
 

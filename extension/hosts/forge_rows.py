@@ -31,6 +31,10 @@ class Rows:
         repeats = -(-batch_size // max(len(self.rows), 1))
         return Rows((self.rows * repeats)[:batch_size])
 
+    def size(self) -> list[int]:
+        """Their shape, from which reForge's backend estimates memory."""
+        return [len(self.rows)]
+
     def can_concat(self, other: Any) -> bool:
         return isinstance(other, Rows)
 

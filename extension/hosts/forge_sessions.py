@@ -1,4 +1,4 @@
-"""What acts in each generation of Forge."""
+"""What acts in each generation of Forge, and of reForge."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from extension.injection.embeddings import bundled_embeddings
 from trainers.errors import InputError
 
 
-class ForgeSessions(Sessions):
-    """The generations going on, and the injection into the model that is loaded."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.stores = FedStores()
+class PatcherSessions(Sessions):
+    """The generations going on, in a host that samples from patchers: Forge, and reForge over Forge's older backend."""
 
     def start_rows(self, session: Session, params: Any) -> None:
-        """Nothing: in Forge every call brings its rows along."""
+        """Nothing: here every call brings its rows along."""
 
     def attachments(self, session: Session, model: LoadedModel, masks: dict[str, Any]) -> list[Any]:
         """The patcher's clone; where rows differ also what reads them, adds those of regions, and says so."""
@@ -35,6 +31,14 @@ class ForgeSessions(Sessions):
         unet = model.parts["unet"]
         reader = RowReader(unet)
         return [patched, reader, UNetCalls(unet, generation, reader.rows_of, masks), MarkedChunks(unet)]
+
+
+class ForgeSessions(PatcherSessions):
+    """The generations going on in Forge, and the stores of the loaded model's text engines."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.stores = FedStores()
 
     def bundled(self) -> Any:
         """Keeps embeddings that come in adapters' files."""
