@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument("run", metavar="RUN_DIR")
     check = commands.add_parser("check", help="say what is wrong with a job, and its memory plan, without training")
     check.add_argument("job", metavar="JOB.yaml")
+    check.add_argument("--json", action="store_true", help="as JSON, for programs")
     inspect = commands.add_parser("inspect", help="say what a file is and what is in it")
     inspect.add_argument("file", metavar="FILE")
     inspect.add_argument("--json", action="store_true", help="as JSON")
@@ -109,7 +110,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     from trainers import running
 
     if args.command == "check":
-        return running.check(job_from_file(Path(args.job)))
+        return running.check(job_from_file(Path(args.job)), as_json=args.json)
     if args.command == "resume":
         return running.resume(Path(args.run))
     job = job_from_file(Path(args.job)) if args.command == "run" else job_from_words(args)

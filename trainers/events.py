@@ -6,8 +6,10 @@ Commands travel the other way as empty files `control/<command>`, which the trai
 Kinds of events and their fields (all have `event` and `time`, seconds since 1970):
 
 =========== ==================================================================================
+launched    process (pid), attempt (written by a queue when it starts a trainer on the run)
 start       method, name, steps, resumed_from (step or null), process (pid)
-plan        items (label to bytes), peak_bytes, precision, base_dtype, checkpointing, lines
+plan        items (label to bytes), peak_bytes, precision, base_dtype, checkpointing, lines, family, resolution,
+            device (its type)
 progress    what, done, total (preparing: caching pictures, encoding captions, …)
 note        text (something a person should know; nothing is wrong with the run)
 step        step, steps, epoch, loss, weighted_loss, loss_average, lr (per group), grad_norm, seconds, eta

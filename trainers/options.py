@@ -19,6 +19,7 @@ ACTIVATIONS = (
     "mish", "relu6", "selu", "silu", "softplus", "softsign",
 )  # fmt: skip
 INITIALISATIONS = ("Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
+ADAPTER_KINDS = ("lora", "loha", "lokr", "dora", "oft", "ia3", "full")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _ADAPTER = ("lora",)
@@ -82,6 +83,9 @@ FIELDS: tuple[Field, ...] = (
     Field("validation_split", "float", 0.0, "Share of the pictures held out for measuring, where no folder is given.", DATA, minimum=0, maximum=0.5),
     Field("prior_data", "path", None, "Folder with unrelated pictures, to measure what is forgotten.", DATA, optional=True),
     # --- adapter
+    Field("kind", "choice", "lora", "Kind of adapter: lora reads everywhere; the others trade size, speed and strength otherwise.", ADAPTER, choices=ADAPTER_KINDS, methods=_ADAPTER),
+    Field("factor", "int", -1, "How lokr splits a layer; -1 splits it most evenly, small numbers make larger files.", ADAPTER, minimum=-1, maximum=1024, methods=_ADAPTER),
+    Field("constraint", "float", 0.0, "How far oft may turn, as a share; 0 is without limit.", ADAPTER, minimum=0, maximum=1, methods=_ADAPTER),
     Field("rank", "int", 16, "Size of the LoRA: how much it can learn, and how large its file is.", ADAPTER, minimum=1, maximum=1024, methods=_ADAPTER, level=BEGINNER),
     Field("alpha", "float", None, "Scale of the LoRA is alpha / rank; empty means half the rank.", ADAPTER, minimum=0.0001, maximum=4096, optional=True, methods=_ADAPTER),
     Field("rslora", "bool", False, "Scale by alpha / sqrt(rank) instead.", ADAPTER, methods=_ADAPTER),
@@ -223,6 +227,8 @@ def rules(job: Job) -> Iterator[str]:
         yield f"name: a run folder has a folder {job.name!r} of its own, so the result's cannot be called so; choose another."
     if bool(job.class_prompt) != bool(job.class_pictures):
         yield "class_pictures: class_prompt and class_pictures belong together; give both or neither."
+    if job.get("kind", "lora") != "lora":
+        yield from _kind_problems(job)
     if job.method == "hypernetwork":
         yield from _network_problems(job)
     if job.method == "dreambooth":
@@ -240,6 +246,15 @@ def result_ending(job: Job) -> str:
     if job.get("file_format") == "peft" or job.get("output") == "diffusers":
         return ""
     return ".pt" if job.method == "hypernetwork" else ".safetensors"
+
+
+def _kind_problems(job: Job) -> Iterator[str]:
+    if job.file_format != "kohya":
+        yield f"file_format: {job.file_format} has no names for kind {job.kind}; use kohya, which every program reads."
+    if job.base_dtype == "fp8":
+        yield f"base_dtype: kind {job.kind} computes with the base's own weights, which fp8 rounds; use bf16 or fp16."
+    if job.block_ranks and job.kind in ("ia3", "full") and any(rank for rank in job.block_ranks.values()):
+        yield f"block_ranks: kind {job.kind} has no rank; 0 leaves a block out, other numbers do nothing."
 
 
 def _network_problems(job: Job) -> Iterator[str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import json
+import math
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from trainers.bases.detect import BaseInfo, inspect_vae
 from trainers.data.survey import Survey, survey
@@ -55,6 +58,31 @@ def settle(job: Job) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
     return fixed, info, plan, found
 
 
+def facts(job: Job, plan: MemoryPlan, found: Survey) -> dict[str, Any]:
+    """What `check` says, for programs. `steps` is an estimate where the job counts in epochs: pictures of different
+    shapes do not share a batch."""
+    per_step = job.batch_size * job.gradient_accumulation
+    steps = job.steps or job.epochs * math.ceil(found.exposures("data") / per_step)
+    memory = {name: getattr(plan, name) for name in ("peak_bytes", "free_bytes", "fits", "precision", "base_dtype")}
+    return {
+        "family": job.family,
+        "title": FAMILIES[job.family].title,
+        "prediction": job.prediction,
+        "resolution": job.resolution,
+        "device": precision.device_for(job.device).type,
+        "steps": steps,
+        "steps_are_exact": bool(job.steps),
+        "exposures": steps * per_step,
+        "folders": found.facts(),
+        "memory": {
+            **memory,
+            "gradient_checkpointing": plan.gradient_checkpointing,
+            "items": dict(plan.items),
+            "reasons": plan.reasons,
+        },
+    }
+
+
 def check_files(job: Job, info: BaseInfo) -> None:
     """What else the run will open, so that it does not end after an hour of preparing."""
     if job.vae:
@@ -67,9 +95,12 @@ def check_files(job: Job, info: BaseInfo) -> None:
         raise InputError("tensorboard: the package tensorboard is not installed; install it, or turn tensorboard off.")
 
 
-def check(job: Job) -> int:
+def check(job: Job, as_json: bool = False) -> int:
     """Say what is wrong with a job, or what it will do; nothing is trained."""
     job, info, plan, found = settle(job)
+    if as_json:
+        print(json.dumps(facts(job, plan, found), ensure_ascii=False, default=str))
+        return DONE
     print(f"Base: {FAMILIES[info.family].title}, {job.prediction} prediction, {job.resolution} px.")
     for line in [*found.lines(), *plan.lines()]:
         print(line)

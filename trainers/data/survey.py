@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainers.data.cache import cache_places, cache_root
 from trainers.data.index import FileIndex
@@ -35,6 +36,25 @@ class Survey:
                 reasons = first_few(f"{skipped.path.name} ({skipped.reason})" for skipped in found.skipped)
                 yield f"{counted(len(found.skipped), 'file')} skipped: {reasons}."
             yield from found.notes
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The same for programs, one entry for each folder."""
+        return [
+            {
+                "option": option,
+                "purpose": purpose,
+                "pictures": len(self.scans[option].pictures),
+                "captioned": sum(picture.caption_path is not None for picture in self.scans[option].pictures),
+                "skipped": [{"file": each.path.name, "reason": each.reason} for each in self.scans[option].skipped],
+                "notes": self.scans[option].notes,
+            }
+            for option, purpose in FOLDERS
+            if option in self.scans
+        ]
+
+    def exposures(self, option: str) -> int:
+        """How many pictures one epoch of a folder shows, repeats included."""
+        return sum(picture.repeats for picture in self.scans[option].pictures)
 
 
 def survey(job: Job, *, remember: bool = False) -> Survey:

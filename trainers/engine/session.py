@@ -216,6 +216,7 @@ def open_session(
         events.emit(
             "plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, precision=plan.precision,
             base_dtype=plan.base_dtype, checkpointing=plan.gradient_checkpointing, lines=plan.lines(),
+            family=job.family, resolution=job.resolution, device=device.type,
         )  # fmt: skip
         for line in plan.lines():
             say(line)

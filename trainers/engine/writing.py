@@ -12,6 +12,7 @@ import torch
 from trainers.engine.precision import name_of
 from trainers.formats import hashes
 from trainers.formats.metadata import TrainingFacts, modelspec, ss_metadata
+from trainers.methods import lycoris_kinds
 
 if TYPE_CHECKING:
     from trainers.engine.session import Session
@@ -89,6 +90,10 @@ def _adapter_fields(session: Session) -> dict[str, Any]:
     if job.conv_rank:
         arguments = {"conv_dim": job.conv_rank, "conv_alpha": job.conv_alpha}
     alpha = job.alpha * job.rank**0.5 if job.rslora else job.alpha
+    if job.kind != "lora":
+        arguments |= {"algo": lycoris_kinds.KINDS[job.kind].algorithm, "factor": job.factor}
+        arguments |= {"dora_wd": True, "wd_on_output": False} if job.kind == "dora" else {}
+        return {"rank": job.rank, "alpha": alpha, "network_args": arguments, "network_module": "lycoris.kohya"}
     return {"rank": job.rank, "alpha": alpha, "network_args": arguments}
 
 

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +24,13 @@ from trainers.errors import InputError
 from trainers.formats import adapters, safetensors_io
 from trainers.formats.families import FAMILIES
 from trainers.formats.metadata import finish
-from trainers.formats.sites import Site, check_count, text_sites, unet_sites
+from trainers.methods import lycoris_kinds
+from trainers.methods.site_plan import SitePlan, plan_sites
 from trainers.rng import generator
 from trainers.spec import Job
 
 ADAPTER = "default"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """One site with what the job says about it."""
-
-    site: Site
-    rank: int
-    alpha: float
-    scale: float
-    block: str
-
-
-def plan_sites(family: Any, job: Job) -> list[SitePlan]:
-    """Every site that the job trains, in the family's order, with its rank, alpha and scale."""
-    sites: list[Site] = []
-    if job.train_unet:
-        unet = unet_sites(family, conv3x3=job.conv_rank > 0)
-        check_count(family, "unet", len(unet), conv3x3=job.conv_rank > 0)
-        sites += unet
-    if job.train_text_encoder:
-        for index, encoder in enumerate(family.text_encoders):
-            text = text_sites(family, index)
-            check_count(family, encoder.component, len(text))
-            sites += text
-    plans = [plan for plan in (_plan(site, job) for site in sites) if plan.rank > 0]
-    if not plans:
-        raise InputError("block_ranks: every block is left out, so nothing would be trained.")
-    return plans
-
-
-def _plan(site: Site, job: Job) -> SitePlan:
-    conv = site.kind == "conv3x3"
-    block = site.block
-    usual = job.conv_rank if conv else job.rank
-    rank = int(job.block_ranks.get(block, usual))
-    given = job.conv_alpha if conv else job.alpha
-    alpha = float(given if given is not None else usual / 2)
-    if rank != usual:  # a block of another rank keeps the same scale
-        alpha *= rank / usual
-    scale = alpha / math.sqrt(rank) if job.rslora and rank else alpha / max(rank, 1)
-    return SitePlan(site, rank, alpha, scale, block)
 
 
 def _most_common(values: Iterable[float]) -> float:
@@ -114,8 +72,11 @@ def trains_text(job: Job) -> bool:
 
 def count_parameters(info: BaseInfo, job: Job) -> int:
     """Number of values that the job will train, from the shapes in the base's header."""
+    plans = plan_sites(FAMILIES[info.family], job)
+    if job.kind != "lora":
+        return lycoris_kinds.count_parameters(info, job, plans)
     total = 0
-    for plan in plan_sites(FAMILIES[info.family], job):
+    for plan in plans:
         shape = info.components[plan.site.component].shapes[f"{plan.site.path}.weight"]
         total += plan.rank * (shape[0] + math.prod(shape[1:]))
     return total
@@ -236,9 +197,14 @@ class LoraTrainable:
             up.copy_(entry["lora_up"].float() * factor)
 
 
-def setup(base: Base, job: Job) -> LoraTrainable:
-    """Put LoRA layers into the loaded base as the job says; the base's own weights are frozen."""
+def setup(base: Base, job: Job) -> LoraTrainable | lycoris_kinds.KindTrainable:
+    """Put adapter layers into the loaded base as the job says; the base's own weights are frozen."""
     plans = plan_sites(base.family, job)
+    if job.kind != "lora":
+        kind = lycoris_kinds.KindTrainable(base, job, plans)
+        if job.init_from:
+            kind.start_from(Path(job.init_from))
+        return kind
     for component in base.family.components:
         chosen = [plan for plan in plans if plan.site.component == component]
         if chosen:

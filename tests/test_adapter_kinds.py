@@ -1,0 +1,157 @@
+"""The adapter kinds beside LoRA: trained, saved, read by LyCORIS and by our injection, all with equal outputs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from injection_models import unet_inputs
+from training_helpers import header_of, job_values, make_pictures
+
+from extension.injection import AdapterFiles, Injection, constant_use
+from trainers import running, spec
+from trainers.bases.loader import load_base, module_for
+from trainers.errors import InputError
+from trainers.formats.adapter_keys import recognise
+from trainers.formats.safetensors_io import load
+from trainers.formats.sites import text_sites, unet_sites
+from trainers.methods.lycoris_kinds import KINDS
+
+PARTS = {
+    "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"},
+    "lokr": {"lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha"},
+    "dora": {"lora_up.weight", "lora_down.weight", "alpha", "dora_scale"},
+    "oft": {"oft_blocks", "alpha"},
+    "ia3": {"weight", "on_input"},
+    "full": {"diff", "diff_b"},
+}
+
+
+@pytest.fixture
+def train(tiny_base, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 3, caption="a zog on a table")
+
+    def run(kind, family="sd1", folder="run", **changes):
+        rates = {"learning_rate": 0.05, "text_encoder_lr": 0.05}
+        values = job_values(tiny_base(family), pictures, steps=2, save_dtype="fp32", kind=kind, **rates)
+        values |= {"name": "zog", **changes}
+        return running.start(spec.parse(values), tmp_path / folder), tmp_path / folder
+
+    return run
+
+
+def outputs(base):
+    with torch.no_grad():
+        text = base.text_encoders[0](torch.arange(77)[None]).last_hidden_state
+        return base.unet(**unet_inputs(base)).sample, text
+
+
+def through_lycoris(base, path):
+    """The model with the file's modules as LyCORIS itself rebuilds them."""
+    import importlib
+
+    stored = load(path)[0]
+    kept = []
+    for site in [*unet_sites(base.family, conv3x3=True), *text_sites(base.family, 0)]:
+        for kind in KINDS.values():
+            cls = getattr(importlib.import_module(f"lycoris.modules.{kind.module[0]}"), kind.module[1])
+            if not cls.algo_check(stored, site.name):
+                continue
+            weights = cls.extract_state_dict(stored, site.name)
+            layer = module_for(base, site)
+            with torch.no_grad():
+                module = cls.make_module_from_state_dict(site.name, layer, *weights)
+            module.apply_to()
+            kept.append(module.eval())
+            break
+    return kept
+
+
+def by_formula(base, path):
+    """W' = m (W + dW) / |W + dW|, the norm taken for each input (Liu et al. 2024, with LyCORIS's other axis)."""
+    stored, changed = load(path)[0], []
+    for site in [*unet_sites(base.family, conv3x3=True), *text_sites(base.family, 0)]:
+        if f"{site.name}.dora_scale" not in stored:
+            continue
+        down, up, alpha, m = (
+            stored[f"{site.name}.{part}"].double()
+            for part in ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale")
+        )
+        layer = module_for(base, site)
+        delta = (up.flatten(1) @ down.flatten(1)).reshape(layer.weight.shape) * alpha / down.shape[0]
+        whole = layer.weight.detach().double() + delta
+        length = whole.square().sum([d for d in range(whole.ndim) if d != 1], keepdim=True).sqrt()
+        layer.weight = torch.nn.Parameter((m * whole / length).float(), requires_grad=False)
+        changed.append(site)
+    return changed
+
+
+@pytest.mark.parametrize("kind", sorted(PARTS))
+def test_trained_file_means_the_same_everywhere(train, tiny_base, kind):
+    code, folder = train(kind)
+    assert code == 0
+    path = folder / "zog.safetensors"
+    tensors = load(path)[0]
+    assert {name.partition(".")[2] for name in tensors} <= PARTS[kind]
+    assert recognise({name: tuple(t.shape) for name, t in tensors.items()}, "sd_v1").family == "sd1"
+    metadata = header_of(path)["__metadata__"]
+    assert metadata["ss_network_module"] == "lycoris.kohya" and KINDS[kind].algorithm in metadata["ss_network_args"]
+    base = load_base(tiny_base("sd1"))
+    plain = outputs(base)
+    injection = Injection("sd1", {"unet": base.unet, "text_encoder": base.text_encoders[0]})
+    owner = type("Processing", (), {})()
+    generation = injection.begin(owner, [constant_use(AdapterFiles().get(path))])
+    assert generation.sentences("sd1") == []
+    ours = outputs(base)
+    injection.end(owner)
+    assert all(not torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, plain, strict=True))
+    if kind != "ia3":  # LyCORIS rebuilds (IA)3 without telling inputs from outputs
+        theirs = copy.deepcopy(base)
+        # ... and DoRA for the output axis only, so that one is compared with the formula itself
+        assert by_formula(theirs, path) if kind == "dora" else through_lycoris(theirs, path)
+        for a, b in zip(ours, outputs(theirs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["loha", "oft"])
+def test_resumes_to_the_same_bytes(train, monkeypatch, kind):
+    from trainers.engine import loop as loops
+
+    options = dict(steps=4, state_every=2, dropout=0.1)
+    code, whole = train(kind, **options)
+    assert code == 0
+    real = loops.micro_step
+
+    def die(session, index):
+        if index == 3:
+            raise KeyboardInterrupt
+        return real(session, index)
+
+    monkeypatch.setattr(loops, "micro_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(kind, folder="broken", **options)
+    monkeypatch.undo()
+    assert running.resume(whole.parent / "broken") == 0
+    name = "zog.safetensors"
+    assert (whole / name).read_bytes() == (whole.parent / "broken" / name).read_bytes()
+
+
+def test_goes_on_from_a_file(train):
+    code, first = train("lokr")
+    assert code == 0
+    code, second = train("lokr", folder="more", init_from=str(first / "zog.safetensors"), learning_rate=0.0,
+                         text_encoder_lr=0.0)  # fmt: skip
+    assert code == 0
+    one, other = (load(folder / "zog.safetensors")[0] for folder in (first, second))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(InputError, match="does not fit this run"):
+        train("loha", folder="other", init_from=str(first / "zog.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"file_format": "peft"}, "file_format"), ({"base_dtype": "fp8"}, "base_dtype")]
+)
+def test_refusals(changes, field):
+    with pytest.raises(InputError, match=field):
+        spec.parse({"base": "b", "data": "d", "name": "zog", "steps": 1, "kind": "loha", **changes})

@@ -1,0 +1,208 @@
+"""The adapter kinds beside LoRA, on LyCORIS's layers: LoHa, LoKr, DoRA, OFT, (IA)3 and full differences.
+
+Formulas and key names are LyCORIS's (Yeh et al. 2023, arXiv:2309.14859). A kind is one entry of `KINDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainers.bases.detect import BaseInfo
+from trainers.bases.loader import Base, module_for
+from trainers.errors import InputError
+from trainers.formats import safetensors_io
+from trainers.formats.metadata import finish
+from trainers.methods.site_plan import SitePlan
+from trainers.rng import derived_seed
+from trainers.spec import Job
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_IA3_OUTPUTS, _IA3_INPUTS = ("to_k", "to_v", "k_proj", "v_proj"), ("ff.net.2", "fc2")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of adapter.
+
+    Attributes:
+        module: (module of LyCORIS, class).
+        arguments: what it is made with beside rank and alpha.
+        wants: whether a site takes part.
+        algorithm: what LyCORIS calls it, for the file's metadata.
+    """
+
+    module: tuple[str, str]
+    algorithm: str
+    arguments: Callable[[Job, SitePlan], dict[str, Any]] = lambda job, plan: {}
+    wants: Callable[[SitePlan], bool] = lambda plan: True
+
+
+KINDS: dict[str, Kind] = {
+    "loha": Kind(("loha", "LohaModule"), "loha"),
+    "lokr": Kind(("lokr", "LokrModule"), "lokr", lambda job, plan: {"factor": job.factor}),
+    # The norm along the input: the axis that every WebUI reads right.
+    "dora": Kind(("locon", "LoConModule"), "lora", lambda job, plan: {"weight_decompose": True, "wd_on_out": False}),
+    "oft": Kind(("diag_oft", "DiagOFTModule"), "diag-oft", lambda job, plan: {"constraint": job.constraint}),
+    "ia3": Kind(
+        ("ia3", "IA3Module"),
+        "ia3",
+        lambda job, plan: {"train_on_input": plan.site.path.endswith(_IA3_INPUTS)},
+        lambda plan: plan.site.path.endswith(_IA3_OUTPUTS + _IA3_INPUTS),
+    ),
+    "full": Kind(("full", "FullModule"), "full"),
+}
+
+
+def _class_of(kind: Kind) -> type[nn.Module]:
+    module, name = kind.module
+    logging.getLogger("LyCORIS").setLevel(logging.WARNING)  # it would print a line for every new shape
+    try:
+        return getattr(importlib.import_module(f"lycoris.modules.{module}"), name)
+    except ImportError as error:
+        raise InputError(
+            f"kind: this kind needs the package lycoris_lora, which cannot be imported here ({error}); "
+            "install it into the trainer's environment, or use kind lora."
+        ) from None
+
+
+def make_module(name: str, layer: nn.Module, plan: SitePlan, job: Job) -> nn.Module:
+    """The adapter of one layer, with starting weights that depend on the seed and the layer's name alone.
+
+    The scale of rsLoRA is folded into alpha, which every program reads.
+    """
+    kind = KINDS[job.kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(job.seed, "initial weights", name))
+        arguments = {"lora_dim": plan.rank, "alpha": plan.scale * plan.rank, "dropout": job.dropout}
+        return _class_of(kind)(name, layer, **arguments, **kind.arguments(job, plan))
+
+
+def chosen(plans: list[SitePlan], job: Job) -> list[SitePlan]:
+    """The planned sites that take part in this kind."""
+    return [plan for plan in plans if KINDS[job.kind].wants(plan)]
+
+
+def count_parameters(info: BaseInfo, job: Job, plans: list[SitePlan]) -> int:
+    """Number of values that the job will train: the modules are made for the shapes in the header, one of each."""
+    known: dict[tuple, int] = {}
+    total = 0
+    for plan in chosen(plans, job):
+        shape = tuple(info.components[plan.site.component].shapes[f"{plan.site.path}.weight"])
+        arguments = KINDS[job.kind].arguments(job, plan)
+        key = (shape, plan.rank, tuple(arguments.items()))
+        if key not in known:
+            known[key] = _count(shape, plan, job)
+        total += known[key]
+    return total
+
+
+def _count(shape: tuple[int, ...], plan: SitePlan, job: Job) -> int:
+    if job.kind == "full":
+        return math.prod(shape)
+    kernel = shape[2:]
+    layer = nn.Conv2d(shape[1], shape[0], kernel, bias=False) if kernel else nn.Linear(shape[1], shape[0], bias=False)
+    return sum(p.numel() for p in make_module(plan.site.name, layer, plan, job).parameters())
+
+
+class KindTrainable:
+    """The adapters of one run."""
+
+    def __init__(self, base: Base, job: Job, plans: list[SitePlan]) -> None:
+        self.job, self.family, self.plans = job, base.family, chosen(plans, job)
+        if not self.plans:
+            raise InputError(f"kind: with {job.kind} and these blocks nothing would be trained.")
+        self.trains_unet = any(plan.site.component == "unet" for plan in self.plans)
+        self.trains_text = any(plan.site.component != "unet" for plan in self.plans)
+        self.modules: dict[str, nn.Module] = {}
+        for plan in self.plans:
+            layer = module_for(base, plan.site)
+            module = make_module(plan.site.name, layer, plan, job).to(layer.weight.device).float()
+            layer.requires_grad_(False)
+            module.train()
+            self.modules[plan.site.name] = module
+        self._place()
+
+    def _place(self) -> None:
+        for module in self.modules.values():
+            module.apply_to()
+
+    def _take_off(self) -> None:
+        for module in self.modules.values():
+            layer = module.org_module[0]
+            for name in ("forward", "_lycoris_wrappers", "_lycoris_original_forward"):
+                layer.__dict__.pop(name, None)
+
+    def _named(self) -> Iterator[tuple[SitePlan, str, nn.Parameter]]:
+        for plan in self.plans:
+            for name, parameter in self.modules[plan.site.name].named_parameters():
+                yield plan, f"{plan.site.name}.{name}", parameter
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        rates = {"unet": self.job.learning_rate, "text": self.job.text_encoder_lr}
+        groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+        for plan, _, parameter in self._named():
+            part = "unet" if plan.site.component == "unet" else "text"
+            groups.setdefault((part, rates[part] * self.job.block_lrs.get(plan.block, 1.0)), []).append(parameter)
+        return [{"name": part, "params": params, "lr": rate} for (part, rate), params in groups.items()]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: parameter for _, name, parameter in self._named()}
+
+    def constrain(self) -> None:
+        """Nothing to keep within bounds."""
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        self._take_off()
+        try:
+            yield
+        finally:
+            self._place()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        for module in self.modules.values():
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in self.modules.values():
+                module.train()
+
+    def file_tensors(self) -> dict[str, torch.Tensor]:
+        """The file's tensors under the names that every program knows, float32 on the CPU."""
+        tensors = {}
+        for name, module in self.modules.items():
+            for key, value in module.state_dict().items():
+                tensors[f"{name}.{key}"] = value.detach().float().cpu().contiguous()
+        return tensors
+
+    def save(self, path: Path, metadata: dict[str, str]) -> None:
+        dtype = DTYPES[self.job.save_dtype]
+        tensors = {name: tensor.to(dtype) for name, tensor in self.file_tensors().items()}
+        safetensors_io.save(path, tensors, finish(tensors, metadata))
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of an existing file of the same kind."""
+        stored, _ = safetensors_io.load(path)
+        for name, module in self.modules.items():
+            own = {key: stored.get(f"{name}.{key}") for key in module.state_dict()}
+            missing = [key for key, value in own.items() if value is None]
+            try:
+                if missing:
+                    raise RuntimeError
+                module.load_state_dict({key: value.float() for key, value in own.items()}, strict=False)
+            except RuntimeError:
+                raise InputError(
+                    f"init_from: {path} does not fit this run at {name}; set kind, rank and factor to the file's."
+                ) from None
