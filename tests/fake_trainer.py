@@ -1,0 +1,90 @@
+"""Stands for `python -m trainers` in the tests of the queue: events, commands, states and endings without a model.
+
+What it does is written in the job's `comment`: `pause=0.05; at=3; do=kill` (or oom, reject, child, hang).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from trainers import spec
+from trainers.events import EventLog, read_events, take_commands
+
+
+def _wishes(job: dict) -> dict[str, str]:
+    pairs = (part.partition("=") for part in str(job.get("comment", "")).split(";"))
+    return {name.strip(): value.strip() for name, _, value in pairs if name.strip()}
+
+
+def _misbehave(wish: str, run: Path) -> None:
+    if wish == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if wish == "crash":
+        raise RuntimeError("the furnace is cold")
+    if wish == "oom":
+        print("torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", flush=True)
+        os._exit(1)
+    if wish == "child":
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        (run / "helper.pid").write_text(str(helper.pid))
+
+
+def _done_steps(run: Path) -> int:
+    state = run / "state.json"
+    return json.loads(state.read_text())["step"] if state.exists() else 0
+
+
+def train(run: Path, resuming: bool) -> int:
+    job = spec.read_yaml(run / "job.yaml")
+    wishes, total, first = _wishes(job), int(job["steps"]), _done_steps(run)
+    time.sleep(float(wishes.get("load", 0)))
+    take_commands(run)
+    with (run / "counts.txt").open("a") as file:
+        file.write(f"{os.getpid()} from {first}\n")
+    events = EventLog(run / "events.jsonl")
+    events.emit("start", method=job["method"], name=job["name"], steps=total, resumed_from=first if resuming else None)
+    for step in range(first + 1, total + 1):
+        time.sleep(float(wishes.get("pause", 0.01)))
+        if step == int(wishes.get("at", 0)) and not (run / "misbehaved").exists():
+            (run / "misbehaved").touch()
+            _misbehave(wishes["do"], run)
+        events.emit("step", step=step, steps=total, epoch=1, loss=1 / step, loss_average=1 / step, seconds=0.01, eta=1)
+        (run / "state.json").write_text(json.dumps({"step": step}))
+        commands = take_commands(run)
+        if "sample" in commands:
+            (run / "samples").mkdir(exist_ok=True)
+            (run / "samples" / f"{step}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+            events.emit("sample", step=step, path=f"samples/{step}.png", prompt="a ball", seed=1)
+        if commands & {"save", "stop"}:
+            (run / f"{job['name']}-{step:06d}.safetensors").write_bytes(b"x")
+            events.emit("saved", step=step, kind="intermediate", path=f"{job['name']}-{step:06d}.safetensors")
+        if "stop" in commands and step < total:
+            events.emit("stopped", step=step)
+            return 3
+    (run / f"{job['name']}.safetensors").write_bytes(b"x")
+    events.emit("saved", step=total, kind="result", path=f"{job['name']}.safetensors")
+    events.emit("done", step=total, path=f"{job['name']}.safetensors", seconds=1)
+    assert read_events(run / "events.jsonl")[0]
+    return 0
+
+
+def main(words: list[str]) -> int:
+    if words[0] == "resume":
+        return train(Path(words[1]), resuming=True)
+    run = Path(words[3])
+    job = spec.read_yaml(Path(words[1]))
+    if _wishes(job).get("do") == "reject":
+        print("data: the folder is empty.", file=sys.stderr)
+        return 2
+    (run / "job.yaml").write_text(Path(words[1]).read_text(encoding="utf-8"), encoding="utf-8")
+    return train(run, resuming=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
