@@ -1,8 +1,8 @@
 """Whom the rows of each UNet call are for, in AUTOMATIC1111.
 
 One step of the sampler lays all rows out in one order (every AND part of every picture, then the negative rows) and
-then calls the UNet once for all, or in slices from front to back; with the negative rows left out at the end when the host
-skips them. So a cursor over that order, set back at each step, knows the rows of every call.
+then calls the UNet once for all, or in slices from front to back; with the negative rows left out at the end when the
+host skips them. So a cursor over that order, set back at each step, knows the rows of every call.
 """
 
 from __future__ import annotations

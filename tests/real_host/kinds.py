@@ -58,7 +58,7 @@ def loha(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def lokr(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    out, inp, *kernel = weight.shape
+    out, inp = weight.shape[:2]
     factor = 4 if out % 4 == 0 and inp % 4 == 0 else 1
     fan = weight[0].numel() // factor
     return {
@@ -112,7 +112,7 @@ def glora(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         "a2.weight": _random(generator, inp, RANK, size=0.3),
         "b1.weight": _random(generator, RANK, inp, size=inp**-0.5),
         "b2.weight": _random(generator, out, RANK, size=0.1),
-        **_alpha(),
+        **_alpha(RANK),  # A1111's own loader takes alpha / rank for 1
     }
 
 
@@ -138,7 +138,8 @@ def _conv_sites() -> Iterator[Site]:
 
 
 def _norm_sites() -> Iterator[Site]:
-    yield from (site for site in layers(FAMILIES["sd1"]) if "norm" in site.name)
+    unknown_to_builtin = ("lora_unet_conv_norm_out", "lora_te_text_model_final_layer_norm")
+    yield from (site for site in layers(FAMILIES["sd1"]) if "norm" in site.name and site.name not in unknown_to_builtin)
 
 
 def _plain_linear_sites() -> Iterator[Site]:
@@ -182,7 +183,10 @@ def write(path: Path, kind: str, state: dict[str, Tensor], seed: int = 0, streng
         weight = state.get(f"{_ROOTS[site.component]}{site.ldm_path}.weight")
         if weight is None:
             continue
+        biased = f"{_ROOTS[site.component]}{site.ldm_path}.bias" in state
         for part, tensor in make(weight.float(), generator).items():
+            if part == "diff_b" and not biased:
+                continue  # A1111's own loader breaks the model when it has to add a bias
             if part == "lora_up.weight":
                 tensor = tensor * strength
             tensors[f"{site.name}.{part}"] = tensor.contiguous()

@@ -1,0 +1,58 @@
+"""Runs a real WebUI that is installed elsewhere: `pytest tests/real_host --webui DIR --python PY`.
+
+Two servers are started on the same folder, one with its extensions and one with only its own, so that their pictures
+can be compared. Without --webui all of these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+
+OURS = "athanor-test"
+"""The folder, inside the WebUI's folders for LoRAs and embeddings, in which the tests put files; removed at the end."""
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("real WebUI")
+    group.addoption("--webui", help="folder of an installed WebUI to run the tests in tests/real_host against")
+    group.addoption("--python", help="the Python that runs that WebUI (that of this process)")
+
+
+def _option(request, name):
+    return request.config.getoption(name, None)
+
+
+@pytest.fixture(scope="session")
+def webui(request) -> Path:
+    """The WebUI's folder, with this extension linked into it."""
+    folder = _option(request, "--webui")
+    if not folder:
+        pytest.skip("needs an installed WebUI: pytest tests/real_host --webui DIR --python PY")
+    folder = Path(folder).expanduser().absolute()
+    from installer.link import check_webui, link
+
+    check_webui(folder)
+    present = os.path.lexists(folder / "extensions" / "athanor")
+    link(folder, with_base=not (folder / "modules_forge").exists())
+    yield folder
+    if not present:
+        (folder / "extensions" / "athanor").unlink()
+
+
+@pytest.fixture(scope="session")
+def host_python(request) -> str:
+    """The Python that runs the WebUI."""
+    return _option(request, "--python") or sys.executable
+
+
+@pytest.fixture(scope="session")
+def kind_of_webui(webui) -> str:
+    """ "forge" for Forge and reForge, else "a1111"."""
+    return "forge" if (webui / "modules_forge").exists() else "a1111"

@@ -1,0 +1,126 @@
+"""A WebUI as a process, and its API."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PROMPT = "a red circle on a blue background"
+DEFAULTS = {
+    "seed": 5,
+    "steps": 4,
+    "width": 64,
+    "height": 64,
+    "cfg_scale": 5,
+    "sampler_name": "Euler",
+    "save_images": False,
+}
+# The host puts back only settings that stand in its configuration file, so each request says all that tests change.
+SETTINGS = {"batch_cond_uncond": True, "skip_early_cond": 0.0, "pad_cond_uncond": False}
+_START_LIMIT = 900
+
+
+@dataclass
+class Drawn:
+    """The pictures of one request, as numbers, and what is written into them."""
+
+    pictures: list[np.ndarray]
+    infotext: str
+
+    def away_from(self, other: Drawn) -> int:
+        """The largest difference between the first pictures, in 255ths."""
+        return int(np.abs(self.pictures[0].astype(int) - other.pictures[0].astype(int)).max())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """One running WebUI."""
+
+    def __init__(self, python: str, webui: Path, log: Path, flags: Sequence[str]) -> None:
+        self.port = _free_port()
+        self.log = log
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        environment.pop("PYTHONPATH", None)
+        command = [python, "webui.py", "--api", "--nowebui", "--port", str(self.port), *flags]
+        self._output = log.open("wb")
+        self._process = subprocess.Popen(
+            command, cwd=webui, env=environment, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def wait(self) -> Server:
+        """Until it answers."""
+        end = time.monotonic() + _START_LIMIT
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the WebUI ended at its start:\n{self.said()[-3000:]}")
+            try:
+                self.get("/sdapi/v1/options")
+                return self
+            except (OSError, urllib.error.URLError):
+                time.sleep(1)
+        raise RuntimeError(f"the WebUI did not answer:\n{self.said()[-3000:]}")
+
+    def said(self) -> str:
+        """What it printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """Ends it."""
+        if self._process.poll() is None:
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGTERM)
+            else:
+                self._process.terminate()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(30)
+        self._output.close()
+
+    def get(self, path: str):
+        """The answer to a GET."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict | None = None):
+        """The answer to a POST; an error with what the host said."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{path}: {error.read().decode(errors='replace')[:2000]}") from None
+
+    def draw(self, prompt: str = PROMPT, negative: str = "blurry", settings: dict | None = None, **more) -> Drawn:
+        """Pictures by txt2img."""
+        body = {**DEFAULTS, "prompt": prompt, "negative_prompt": negative, **more}
+        body["override_settings"] = {**SETTINGS, **(settings or {})}
+        answer = self.post("/sdapi/v1/txt2img", body)
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in answer["images"]
+        ]
+        return Drawn(pictures, json.loads(answer["info"])["infotexts"][0])

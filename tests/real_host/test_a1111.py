@@ -1,0 +1,215 @@
+"""The real AUTOMATIC1111: pictures with our injection beside those of the host alone."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+from kinds import KINDS, write
+from server import PROMPT, Server
+
+from trainers.formats import safetensors_io
+
+OURS = "athanor-test"
+FLAGS = ("--use-cpu", "all", "--no-half", "--precision", "full", "--skip-torch-cuda-test", "--no-download-sd-model")
+BASE = "athanor-base.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folders(webui, kind_of_webui):
+    if kind_of_webui != "a1111":
+        pytest.skip("the WebUI is not AUTOMATIC1111")
+    found = {"lora": webui / "models" / "Lora" / OURS, "embedding": webui / "embeddings" / OURS}
+    for folder in found.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    yield found
+    for folder in found.values():
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def state(webui, folders):
+    return safetensors_io.load(webui / "models" / "Stable-diffusion" / BASE)[0]
+
+
+@pytest.fixture(scope="module")
+def adapters(folders, state):
+    """An adapter of every kind, there before the servers start."""
+    return {kind: write(folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def servers(webui, host_python, adapters, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("hosts")
+    made = [
+        Server(host_python, webui, logs / "with.log", FLAGS),
+        Server(host_python, webui, logs / "without.log", (*FLAGS, "--disable-extra-extensions")),
+    ]
+    try:
+        for server in made:
+            server.wait()
+            server.post("/sdapi/v1/options", {"sd_model_checkpoint": BASE})
+        yield made
+    finally:
+        for server in made:
+            server.stop()
+
+
+@pytest.fixture
+def ours(servers):
+    yield servers[0]
+    # Whatever a test did, a picture without tags is the host's own afterwards.
+    assert servers[0].draw().away_from(servers[1].draw()) == 0
+
+
+@pytest.fixture
+def alone(servers):
+    return servers[1]
+
+
+def tag(kind, weight=0.7, more=""):
+    return f"{PROMPT} <lora:k_{kind}:{weight}{more}>"
+
+
+def test_a_picture_without_tags_is_the_hosts_own(ours, alone):
+    one, other = ours.draw(), alone.draw()
+    assert one.away_from(other) == 0
+    assert one.infotext == other.infotext
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_draws_as_the_hosts_own_loader(ours, alone, kind):
+    one, other = ours.draw(tag(kind)), alone.draw(tag(kind))
+    assert one.away_from(other) <= 1
+    assert one.away_from(ours.draw()) > 10
+    assert one.infotext == other.infotext  # `Lora hashes` too
+
+
+def test_weight_zero_is_no_tag(ours):
+    assert ours.draw(tag("lora", 0)).away_from(ours.draw()) == 0
+
+
+def test_text_and_unet_weights_apart(ours, alone):
+    text = f"{PROMPT} <lora:k_lora:0.3:0.9>"
+    assert ours.draw(text).away_from(alone.draw(text)) <= 1
+
+
+def test_two_at_once(ours, alone):
+    text = f"{PROMPT} <lora:k_lora:0.5> <lora:k_loha:0.4>"
+    assert ours.draw(text).away_from(alone.draw(text)) <= 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_cond_uncond": False}, {"skip_early_cond": 0.6}], ids=str)
+@pytest.mark.parametrize("prompt", [PROMPT, "a red circle TAG AND a green square"], ids=["one part", "AND"])
+def test_negative_rows_and_parts_together_are_all_rows(ours, settings, prompt):
+    everywhere = ours.draw(f"{prompt.replace('TAG', '')} <lora:k_lora:0.7>", settings=settings)
+    part = "<lora:k_lora:0.7:for=part>"
+    split = f"{prompt.replace('TAG', part)} {part}"
+    assert ours.draw(split, "blurry <lora:k_lora:0.7>", settings=settings).away_from(everywhere) <= 1
+    only = ours.draw(split, settings=settings)
+    assert only.away_from(everywhere) > 2 or "skip_early_cond" in settings
+
+
+def test_a_tag_in_the_negative_prompt_acts_on_its_rows_only(ours):
+    drawn = ours.draw(PROMPT, "blurry <lora:k_lora:0.7>")
+    assert drawn.away_from(ours.draw()) > 2
+    assert drawn.away_from(ours.draw(tag("lora"))) > 2
+    assert "Lora hashes" in drawn.infotext
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Heun", "DDIM"])
+def test_two_halves_of_the_run_are_the_whole(ours, sampler):
+    whole = ours.draw(tag("lora"), sampler_name=sampler)
+    halves = f"{PROMPT} <lora:k_lora:0.7:start=0.5> <lora:k_lora:0.7:stop=0.5>"
+    assert ours.draw(halves, sampler_name=sampler).away_from(whole) <= 1
+    assert ours.draw(tag("lora", more=":start=0.5"), sampler_name=sampler).away_from(whole) > 2
+
+
+def test_two_halves_of_the_picture_are_the_whole(ours):
+    def one(more):
+        return f"<lora:k_lora:te=0:unet=0.8{more}>"
+
+    both = ours.draw(f"{PROMPT} {one(':mask=left')} {one(':mask=right')}")
+    assert both.away_from(ours.draw(f"{PROMPT} {one('')}")) <= 1
+    assert ours.draw(f"{PROMPT} {one(':mask=left')}").away_from(both) > 2
+
+
+def test_the_hires_pass(ours, alone):
+    hires = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    drawn = ours.draw(tag("lora"), **hires)
+    assert drawn.away_from(alone.draw(tag("lora"), **hires)) <= 1
+    assert ours.draw(tag("lora", more=":hr=0"), **hires).away_from(drawn) > 2
+    assert ours.draw(tag("lora", 0, ":hr=0"), **hires).away_from(ours.draw(PROMPT, **hires)) == 0
+
+
+def test_a_missing_file_is_reported_with_the_nearest_name(ours):
+    drawn = ours.draw(f"{PROMPT} <lora:k_locn:1>")
+    assert 'there is no LoRA \\"k_locn\\"; did you mean \\"k_locon\\"?' in drawn.infotext
+    assert drawn.away_from(ours.draw()) == 0
+
+
+def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, folders, state):
+    path = folders["lora"] / "again.safetensors"
+    write(path, "lora", state, seed=1)
+    text = f"{PROMPT} <lora:again:0.7>"
+    first = ours.draw(text)
+    assert first.away_from(ours.draw()) > 2
+    write(path, "lora", state, seed=2)
+    second = ours.draw(text)
+    assert second.away_from(first) > 2
+    write(path, "lora", state, seed=1)
+    assert ours.draw(text).away_from(first) == 0
+
+
+def test_embeddings(ours, folders):
+    generator = torch.Generator().manual_seed(3)
+    width = 64
+    for name in ("athanorword", "athanorodd"):
+        vectors = torch.randn(2, width, generator=generator)
+        tensors = {"emp_params": vectors, "note": torch.zeros(1)} if name == "athanorodd" else {"emb_params": vectors}
+        safetensors_io.save(folders["embedding"] / f"{name}.safetensors", tensors, {})
+    plain = ours.draw("a drawing of ")
+    for name in ("athanorword", "athanorodd"):  # the second one only we can read
+        named = ours.draw(f"a drawing of {name}")
+        assert named.away_from(plain) > 2
+        assert f"{name}: " in named.infotext  # TI hashes
+        assert ours.draw(f"a drawing of <ti:{name}>").away_from(named) == 0
+        assert ours.draw(f"a drawing of <ti:{name}:0>").away_from(plain) == 0
+        assert ours.draw(f"a drawing of <ti:{name}:0.5>").away_from(named) > 0
+        halves = ours.draw(f"a drawing of <ti:{name}:1:stop=0.5>")
+        assert halves.away_from(named) > 0 and halves.away_from(plain) > 0
+    safetensors_io.save(folders["embedding"] / "athanorword.safetensors", {"emb_params": vectors}, {})
+    assert ours.draw("a drawing of athanorword").away_from(ours.draw("a drawing of athanorodd")) == 0
+
+
+def test_the_tags_go_back_to_the_host_and_come_again(ours, alone):
+    try:
+        ours.post("/sdapi/v1/options", {"athanor_lora": False})
+        assert ours.draw(tag("lora")).away_from(alone.draw(tag("lora"))) == 0
+        assert "there is no LoRA" not in ours.draw(f"{PROMPT} <lora:k_locn:1>").infotext
+        ours.draw(tag("lora"))
+    finally:
+        ours.post("/sdapi/v1/options", {"athanor_lora": True})
+    assert ours.draw().away_from(alone.draw()) == 0
+    assert ours.draw(tag("dora")).away_from(alone.draw(tag("dora"))) <= 1
+
+
+def test_another_checkpoint_load_leaves_nothing(ours):
+    first = ours.draw(tag("lora"))
+    ours.post("/sdapi/v1/reload-checkpoint")
+    assert ours.draw(tag("lora")).away_from(first) == 0
+
+
+def test_an_interrupted_picture_leaves_nothing(ours):
+    drawing = threading.Thread(target=ours.draw, args=(tag("lora"),), kwargs={"steps": 60})
+    drawing.start()
+    time.sleep(1.5)
+    ours.post("/sdapi/v1/interrupt")
+    drawing.join()
+
+
+def test_nothing_of_ours_was_in_an_error(ours):
+    assert "athanor_extension" not in ours.said() and "Error calling" not in ours.said()
