@@ -180,6 +180,13 @@ def test_regularisation_masks_and_long_captions(train, tmp_path):
         assert list((folder / "tensorboard").glob("events*"))
 
 
+def test_lora_plus_gives_the_second_matrix_its_own_rate(train):
+    code, folder = train(steps=1, lora_plus=8, learning_rate=1e-3, text_encoder_lr=1e-4)
+    assert code == 0
+    rates = events_of(folder, "step")[0]["lr"].values()
+    assert sorted(rates) == pytest.approx([1e-4, 8e-4, 1e-3, 8e-3])
+
+
 @pytest.mark.parametrize("text", [True, False])
 def test_regularisation_pictures_held_to_the_base(train, tmp_path, monkeypatch, text):
     """At the first step the adapter does nothing yet, so there is nothing to correct; later it is pulled back."""

@@ -92,6 +92,7 @@ FIELDS: tuple[Field, ...] = (
     Field("dropout", "float", 0.0, "Share of the adapter's inputs that is dropped.", ADAPTER, minimum=0, maximum=0.99, methods=_ADAPTER),
     Field("conv_rank", "int", 0, "Rank on the 3x3 convolutions (LoCon); 0 leaves them out.", ADAPTER, minimum=0, maximum=1024, methods=_ADAPTER),
     Field("conv_alpha", "float", None, "Alpha on the 3x3 convolutions; empty means half their rank.", ADAPTER, minimum=0.0001, maximum=4096, optional=True, methods=_ADAPTER),
+    Field("lora_plus", "float", 1.0, "How many times faster the second matrix of a LoRA learns than the first (LoRA+; 16 is usual, with a lower learning_rate).", ADAPTER, minimum=1, maximum=100, methods=_ADAPTER),
     Field("train_unet", "bool", True, "Train the UNet (the part that draws).", ADAPTER, methods=_WEIGHTS),
     Field("train_text_encoder", "bool", True, "Train the text encoder (the part that reads the prompt).", ADAPTER, methods=_WEIGHTS),
     Field("block_ranks", "map", {}, "Other ranks for some blocks: down_0..3, mid, up_0..3, text, text_2; 0 leaves a block out.", ADAPTER, methods=_ADAPTER),
@@ -253,6 +254,8 @@ def _kind_problems(job: Job) -> Iterator[str]:
         yield f"file_format: {job.file_format} has no names for kind {job.kind}; use kohya, which every program reads."
     if job.base_dtype == "fp8":
         yield f"base_dtype: kind {job.kind} computes with the base's own weights, which fp8 rounds; use bf16 or fp16."
+    if job.lora_plus != 1:
+        yield f"lora_plus: is for kind lora; with kind {job.kind} leave it at 1."
     if job.block_ranks and job.kind in ("ia3", "full") and any(rank for rank in job.block_ranks.values()):
         yield f"block_ranks: kind {job.kind} has no rank; 0 leaves a block out, other numbers do nothing."
 
@@ -285,6 +288,8 @@ def _single_rate_problems(job: Job) -> Iterator[str]:
     """Prodigy estimates one learning rate for all it trains, and refuses parts with rates of their own."""
     if job.optimizer != "prodigy":
         return
+    if job.get("lora_plus", 1) != 1:
+        yield "lora_plus: prodigy finds one learning rate for everything; leave lora_plus at 1, or use adamw."
     if job.get("block_lrs"):
         yield "block_lrs: prodigy finds one learning rate for everything; leave block_lrs empty, or use adamw."
     rate = 1.0 if job.learning_rate is None else job.learning_rate

@@ -110,7 +110,9 @@ class LoraTrainable:
             part = "unet" if plan.site.component == "unet" else "text"
             rate = rates[part] * self.job.block_lrs.get(plan.block, 1.0)
             layer = self.layers[plan.site.name]
-            groups.setdefault((part, rate), []).extend([layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight])
+            groups.setdefault((part, rate), []).append(layer.lora_A[ADAPTER].weight)
+            # LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the matrix that starts at zero bears a higher rate.
+            groups.setdefault((part, rate * self.job.lora_plus), []).append(layer.lora_B[ADAPTER].weight)
         return [{"name": part, "params": params, "lr": rate} for (part, rate), params in groups.items()]
 
     def tensors(self) -> dict[str, torch.Tensor]:
