@@ -52,9 +52,9 @@ def test_batches_seeds_and_tags(api):
     result = api.txt2img(prompt="a red circle <lora:noisy:0.5> <lora:nosy>", batch_size=2, n_iter=2, **QUICK)
     assert result.info["all_seeds"] == [7, 8, 9, 10] and len(result.images) == 4
     assert "Lora hashes: " in result.info["infotexts"][3]
-    assert result.info["comments"] == ['<lora:nosy>: there is no LoRA "nosy"; did you mean "noisy"? (in the prompt)'] or (
-        'did you mean "noisy"' in result.info["comments"][0]
-    )
+    assert result.info["comments"] == [
+        '<lora:nosy>: there is no LoRA "nosy"; did you mean "noisy"? (in the prompt)'
+    ] or ('did you mean "noisy"' in result.info["comments"][0])
 
 
 def test_img2img_with_a_mask_keeps_what_is_outside(api):
@@ -144,6 +144,9 @@ def test_pictures_that_are_none_are_refused(port, picture):
 def test_a_body_that_is_no_object_is_refused(port):
     for body in ("[]", "{", "null", '"x"'):
         answer = requests.post(
-            f"http://127.0.0.1:{port}/sdapi/v1/txt2img", data=body, headers={"Content-Type": "application/json"}, timeout=60
+            f"http://127.0.0.1:{port}/sdapi/v1/txt2img",
+            data=body,
+            headers={"Content-Type": "application/json"},
+            timeout=60,
         )
         assert answer.status_code == 422 and answer.json()["detail"]

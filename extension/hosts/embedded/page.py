@@ -16,7 +16,7 @@ CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 .athanor-title h1 { margin: 0; font-size: 1.5rem; }
 .athanor-title p { margin: 0; opacity: .75; }
-.athanor-insert button { align-self: end; }
+.athanor-insert button { align-self: center; }
 .athanor-bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .athanor-bar div { height: 100%; background: var(--primary-500); transition: width .2s; }
 .athanor-progress p, .athanor-done { margin: 6px 0; opacity: .8; }
@@ -41,6 +41,11 @@ TAGS = """
 
 A tag in the negative prompt acts on the negative side only. All tags are explained in docs/tags.md.
 """
+
+
+MAJOR = int(gr.__version__.split(".")[0])
+# Older WebUIs' torch goes with an older gradio, which takes the looks of the page elsewhere.
+PRIVATE = {"api_visibility": "private"} if MAJOR >= 6 else {"api_name": False}
 
 
 def _theme() -> gr.Theme:
@@ -97,7 +102,7 @@ def _tab(studio: Studio, from_picture: bool) -> Form:
     _status, gallery, strip, infotext, _notes, kept = outputs = results["outputs"]
     go = partial(page_job.generate, studio, form)
     for trigger in (results["start"].click, form.fields["prompt"].submit):
-        trigger(go, form.inputs, outputs, show_progress="hidden", concurrency_limit=None, api_visibility="private")
+        trigger(go, form.inputs, outputs, show_progress="hidden", concurrency_limit=None, **PRIVATE)
     gallery.select(page_job.select, kept, [infotext, strip], show_progress="hidden", queue=False)
     return form
 
@@ -127,7 +132,8 @@ def _read_tab(forms: dict[str, Form]) -> None:
 
 def build_page(studio: Studio) -> gr.Blocks:
     """The whole page."""
-    with gr.Blocks(title="Athanor", analytics_enabled=False) as page:
+    looks = {} if MAJOR >= 6 else {"theme": _theme(), "css": CSS}
+    with gr.Blocks(title="Athanor", analytics_enabled=False, **looks) as page:
         base, said = _header(studio)
         forms = {}
         with gr.Tabs():
@@ -147,13 +153,6 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 def add_page(app: FastAPI, studio: Studio) -> FastAPI:
     """Puts the page at `/` of an application."""
-    return gr.mount_gradio_app(
-        app,
-        build_page(studio),
-        path="",
-        allowed_paths=[str(studio.places.outputs)],
-        theme=_theme(),
-        css=CSS,
-        footer_links=[],
-        ssr_mode=False,
-    )
+    looks = {"theme": _theme(), "css": CSS, "footer_links": []} if MAJOR >= 6 else {"show_api": False}
+    outputs = [str(studio.places.outputs)]
+    return gr.mount_gradio_app(app, build_page(studio), path="", allowed_paths=outputs, ssr_mode=False, **looks)

@@ -74,13 +74,11 @@ def build_form(from_picture: bool, native: tuple[int, int], trained: Callable[[]
     with gr.Row(equal_height=True):
         fields["width"] = _side("Width", native[0])
         fields["height"] = _side("Height", native[1])
-        fields["seed"] = gr.Number(
-            label="Seed", value=-1, precision=0, info="The same seed gives the same picture; -1 takes a new one"
-        )
+        fields["seed"] = gr.Number(label="Seed", value=-1, precision=0, info="-1 takes a new one")
     with gr.Row(equal_height=True):
-        fields["steps"] = gr.Slider(1, 100, value=20, step=1, label="Steps", info="More steps are slower and finer")
+        fields["steps"] = gr.Slider(1, 100, value=20, step=1, label="Steps", info="More are slower and finer")
         fields["cfg_scale"] = gr.Slider(
-            1, 20, value=5.0, step=0.5, label="Prompt strength (CFG)", info="How closely the prompt is followed"
+            1, 20, value=5.0, step=0.5, label="Guidance (CFG)", info="Higher follows it closer"
         )
     with gr.Accordion("More settings", open=False):
         _more_fields(fields)
@@ -90,7 +88,7 @@ def build_form(from_picture: bool, native: tuple[int, int], trained: Callable[[]
 
 
 def _side(label: str, value: int) -> gr.Number:
-    return gr.Number(label=label, value=value, precision=0, minimum=8, step=8, info="Pixels, a multiple of 8")
+    return gr.Number(label=label, value=value, precision=0, minimum=8, step=8, info="A multiple of 8")
 
 
 def _picture_fields(fields: dict[str, Any]) -> None:
@@ -114,22 +112,18 @@ def _picture_fields(fields: dict[str, Any]) -> None:
 def _more_fields(fields: dict[str, Any]) -> None:
     with gr.Row(equal_height=True):
         fields["sampler_name"] = gr.Dropdown(
-            [one.name for one in SAMPLERS], value="DPM++ 2M", label="Sampler", info="The way from noise to picture"
+            [one.name for one in SAMPLERS], value="DPM++ 2M", label="Sampler", info="From noise to picture"
         )
         fields["scheduler"] = gr.Dropdown(
             [one.label for one in SCHEDULES],
             value="Automatic",
             label="Schedule",
-            info="How the noise falls over the steps",
+            info="How the noise falls",
         )
-        fields["clip_skip"] = gr.Slider(
-            1, 4, value=1, step=1, label="Clip skip", info="Layers of the text encoder left out, counted from 1"
-        )
+        fields["clip_skip"] = gr.Slider(1, 4, value=1, step=1, label="Clip skip", info="2: a layer earlier")
     with gr.Row(equal_height=True):
-        fields["batch_size"] = gr.Slider(
-            1, 8, value=1, step=1, label="Pictures at once", info="Drawn side by side; takes more memory"
-        )
-        fields["n_iter"] = gr.Slider(1, 16, value=1, step=1, label="Times", info="How often that is repeated")
+        fields["batch_size"] = gr.Slider(1, 8, value=1, step=1, label="Pictures at once", info="Takes more memory")
+        fields["n_iter"] = gr.Slider(1, 16, value=1, step=1, label="Times", info="Repeats that")
     fields["strip"] = gr.Checkbox(
         label="Show the way from noise to picture", info="A strip of the steps below the result"
     )
@@ -152,11 +146,14 @@ def _insert_row(form: Form, trained: Callable[[], tuple[list[str], list[str]]]) 
     """Pickers that put a tag or a name at the end of the prompt."""
     loras, embeddings = trained()
     with gr.Row(equal_height=True, elem_classes="athanor-insert"):
-        lora = gr.Dropdown(loras, value=None, label="LoRA", info="Trained files", scale=3)
-        strength = gr.Slider(-1, 2, value=1, step=0.05, label="Strength", info="0 does nothing", scale=2)
-        put_lora = gr.Button("Put into prompt", size="sm", scale=1, min_width=110)
-        embedding = gr.Dropdown(embeddings, value=None, label="Embedding", info="Trained words", scale=3)
-        put_embedding = gr.Button("Put into prompt", size="sm", scale=1, min_width=110)
+        lora = gr.Dropdown(loras, value=None, label="LoRA", info="A file you trained", scale=5, min_width=120)
+        strength = gr.Number(label="Strength", value=1, step=0.1, info="0 does nothing", scale=2, min_width=90)
+        put_lora = gr.Button("Put into prompt", size="sm", scale=2, min_width=120)
+    with gr.Row(equal_height=True, elem_classes="athanor-insert"):
+        embedding = gr.Dropdown(
+            embeddings, value=None, label="Embedding", info="A word you trained", scale=7, min_width=120
+        )
+        put_embedding = gr.Button("Put into prompt", size="sm", scale=2, min_width=120)
     prompt = form.fields["prompt"]
     put_lora.click(_with_lora, [prompt, lora, strength], prompt, show_progress="hidden", queue=False)
     put_embedding.click(_with_word, [prompt, embedding], prompt, show_progress="hidden", queue=False)
@@ -164,8 +161,8 @@ def _insert_row(form: Form, trained: Callable[[], tuple[list[str], list[str]]]) 
     embedding.focus(lambda: gr.update(choices=trained()[1]), None, embedding, show_progress="hidden", queue=False)
 
 
-def _with_lora(prompt: str, name: str | None, strength: float) -> str:
-    return f"{prompt} <lora:{name}:{strength:g}>".lstrip() if name else prompt
+def _with_lora(prompt: str, name: str | None, strength: float | None) -> str:
+    return f"{prompt} <lora:{name}:{1 if strength is None else strength:g}>".lstrip() if name else prompt
 
 
 def _with_word(prompt: str, name: str | None) -> str:
