@@ -23,7 +23,7 @@ BASE = "athanor-random-sd15.safetensors"
 # What Forge's own loader reads; it knows neither OFT and BOFT nor (IA)3.
 THEIRS = ("lora", "locon", "tucker", "loha", "lokr", "lokr_full", "dora", "glora", "full", "full_bias", "norm")
 OF_OURS_ONLY = tuple(kind for kind in KINDS if kind not in THEIRS)
-SMALL = {"steps": 2, "width": 128, "height": 128}
+SMALL = {"steps": 2, "width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_two_halves_of_the_picture_are_the_whole(ours):
 
 
 def test_the_hires_pass(ours, alone):
-    hires = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6, "hr_scale": 1.5, "hr_cfg": 5}
+    hires = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6, "hr_scale": 2, "hr_cfg": 5}
     hires["hr_additional_modules"] = ["Use same choices"]
     drawn = ours(tag("lora"), **hires)
     assert drawn.away_from(alone(tag("lora"), **hires)) <= 1
