@@ -11,6 +11,7 @@ from training_helpers import events_of, job_values, make_pictures
 
 from trainers import running, spec
 from trainers.bases.loader import load_base
+from trainers.engine.fused import round_stochastically
 from trainers.errors import InputError
 from trainers.formats.adapters import read_adapter
 from trainers.formats.safetensors_io import load
@@ -134,9 +135,76 @@ def test_resumes_to_the_same_bytes(train, monkeypatch):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_rounding_keeps_the_mean():
+    value = torch.full((200_000,), 1.0 + 2**-10)  # an eighth of the way to the next bfloat16
+    draw = torch.randint(0, 65536, value.shape, dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    rounded = round_stochastically(value, draw).float()
+    assert set(rounded.unique().tolist()) == {1.0, 1.0 + 2**-7}
+    assert abs(rounded.mean().item() - value[0].item()) < 1e-4
+    special = torch.tensor([float("inf"), float("nan"), -0.0])
+    assert torch.equal(
+        round_stochastically(special, torch.full((3,), 65535, dtype=torch.int32)).isfinite(), special.isfinite()
+    )
+
+
+def test_fused_backward_gives_the_same_weights(train):
+    options = dict(max_grad_norm=0, steps=2)
+    code, plain = train(folder="plain", **options)
+    code_fused, fused = train(folder="fused", fused_backward=True, **options)
+    assert code == code_fused == 0
+    one, other = (load(folder / "zog.safetensors")[0] for folder in (plain, fused))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=2e-6)
+    assert set(events_of(fused, "step")[0]["lr"]) == set(events_of(plain, "step")[0]["lr"])
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_bf16_weights_resume_to_the_same_bytes(train, monkeypatch, optimizer):
+    from trainers.engine import loop as loops
+
+    options = dict(
+        steps=4, state_every=2, optimizer=optimizer, trained_layers="attention", fused_backward=True,
+        weights_dtype="bf16", max_grad_norm=0, save_dtype="bf16",
+    )  # fmt: skip
+    code, whole = train(**options)
+    assert code == 0
+    real = loops.micro_step
+
+    def die(session, index):
+        if index == 3:
+            raise KeyboardInterrupt
+        return real(session, index)
+
+    monkeypatch.setattr(loops, "micro_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder="broken", **options)
+    monkeypatch.undo()
+    assert running.resume(whole.parent / "broken") == 0
+    assert (whole / "zog.safetensors").read_bytes() == (whole.parent / "broken" / "zog.safetensors").read_bytes()
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight_in_the_fused_backward(train, monkeypatch):
+    from trainers.engine import step as steps
+
+    real = steps.sample_losses
+
+    def sometimes_nan(session, batch, drawn):
+        learned, plain = real(session, batch, drawn)
+        return (learned * float("nan") if session.optimizer.steps == 1 else learned), plain
+
+    monkeypatch.setattr(steps, "sample_losses", sometimes_nan)
+    code, folder = train(fused_backward=True, max_grad_norm=0, steps=3)
+    assert len(events_of(folder, "skipped")) >= 1
+    if code == 0:
+        assert all(torch.isfinite(t).all() for t in load(folder / "zog.safetensors")[0].values())
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        ({"fused_backward": True}, "max_grad_norm"),
+        ({"weights_dtype": "bf16"}, "weights_dtype"),
+        ({"fused_backward": True, "max_grad_norm": 0, "optimizer": "prodigy"}, "optimizer"),
         ({"blocks": ["middle"]}, "blocks"),
         ({"base_dtype": "fp8"}, "base_dtype"),
         ({"prior_target": "base"}, "prior_target"),

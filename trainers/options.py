@@ -111,6 +111,8 @@ FIELDS: tuple[Field, ...] = (
     # --- the whole model
     Field("trained_layers", "choice", "all", "Which layers of the UNet learn: all, its attention, or only where it reads the prompt.", ADAPTER, choices=("all", "attention", "cross_attention"), methods=_FULL),
     Field("blocks", "list", [], "Blocks that learn: down_0..3, mid, up_0..3, text, text_2; empty means all.", ADAPTER, methods=_FULL),
+    Field("fused_backward", "bool", False, "Update each weight as soon as its gradient is known and free it: much less memory; without gradient clipping and accumulation.", MEMORY, methods=_FULL),
+    Field("weights_dtype", "choice", "fp32", "Number format of the weights that learn; bf16 halves their memory, rounds at random, and needs fused_backward.", MEMORY, choices=("fp32", "bf16"), methods=_FULL),
     Field("output", "choice", "checkpoint", "What is written: a model file, a diffusers folder, or the difference from the base as a LoRA or as it is.", FILES, choices=("checkpoint", "diffusers", "lora", "difference"), methods=_FULL, level=BEGINNER),
     Field("extracted_rank", "int", 32, "Rank of the LoRA that the difference is written as.", FILES, minimum=1, maximum=1024, methods=_FULL),
     # --- learning
@@ -277,11 +279,28 @@ def _network_problems(job: Job) -> Iterator[str]:
 def _whole_model_problems(job: Job) -> Iterator[str]:
     if job.prior_target == "base":
         yield "prior_target: base needs the untrained model beside the trained one, which dreambooth does not keep; use noise."
-    if job.base_dtype not in ("auto", "fp32"):
+    if job.base_dtype == "fp8":
         yield f"base_dtype: {job.base_dtype} is for frozen weights, and dreambooth trains them; leave it on auto."
+    if job.fused_backward:
+        yield from _fused_problems(job)
+    elif job.weights_dtype != "fp32":
+        yield f"weights_dtype: {job.weights_dtype} needs fused_backward; turn that on."
+    if job.weights_dtype == "bf16" and job.precision not in ("auto", "bf16"):
+        yield f"precision: weights in bf16 are computed with in bf16, not {job.precision}; leave precision on auto."
     for block in job.blocks:
         if block not in BLOCKS:
             yield f"blocks: {block!r} is not a block; blocks are {', '.join(BLOCKS)}."
+
+
+def _fused_problems(job: Job) -> Iterator[str]:
+    if job.gradient_accumulation != 1:
+        yield "gradient_accumulation: with fused_backward each gradient is gone at once; set it to 1."
+    if job.max_grad_norm:
+        yield "max_grad_norm: with fused_backward gradients cannot be shortened together; set it to 0."
+    if job.optimizer in ("prodigy", "schedulefree"):
+        yield f"optimizer: {job.optimizer} looks at all weights together and cannot be fused; use adafactor, adamw or lion."
+    if job.precision == "fp16":
+        yield "precision: fp16 scales its gradients, which fused_backward cannot; use bf16 or fp32."
 
 
 def _single_rate_problems(job: Job) -> Iterator[str]:

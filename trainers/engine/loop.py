@@ -197,7 +197,8 @@ class Loop:
         started = time.perf_counter()
         self._set_rates()
         learned, plain, norm = self._gradients()
-        if math.isfinite(learned) and math.isfinite(norm):
+        spoilt = getattr(self.s.optimizer, "spoilt", False)
+        if math.isfinite(learned) and math.isfinite(norm) and not spoilt:
             self._apply()
             self.counters.skipped_in_a_row = 0
             self.counters.step += 1
@@ -258,7 +259,7 @@ class Loop:
         self._step_seconds = [*self._step_seconds[-19:], seconds]
         pace = sorted(self._step_seconds)[len(self._step_seconds) // 2]
         eta = pace * (self.s.total_steps - counters.step)
-        rates = {f"{i}:{group.get('name', '')}": group["lr"] for i, group in enumerate(self.s.optimizer.param_groups)}
+        rates = _rates(self.s.optimizer.param_groups)
         fields = {"loss": plain, "weighted_loss": learned, "loss_average": counters.loss_average, "grad_norm": norm}
         epoch = (counters.step - 1) // self.s.steps_per_epoch + 1
         self.s.events.emit(
@@ -338,6 +339,14 @@ class Loop:
         self.save_state()
         self.s.events.emit("done", step=total, path=path.name, seconds=round(time.monotonic() - began, 3))
         return "done"
+
+
+def _rates(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """The learning rates by part, equal ones of a part once."""
+    found: dict[tuple[str, float], None] = {}
+    for group in groups:
+        found.setdefault((group.get("name", ""), float(group["lr"])))
+    return {f"{number}:{name}": rate for number, (name, rate) in enumerate(found)}
 
 
 def _finite(fields: dict[str, float]) -> dict[str, float | None]:

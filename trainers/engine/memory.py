@@ -98,7 +98,7 @@ class MemoryPlan:
             if module is None:
                 continue
             for parameter in module.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and not getattr(parameter, "rounds_by_itself", False):
                     parameter.data = parameter.data.float()
             if self.storage_dtype != self.compute_dtype:
                 freeze_module_weights(module, self.storage_dtype, self.compute_dtype)

@@ -22,6 +22,7 @@ from trainers.engine import memory, objectives, optimizers, precision
 from trainers.engine.class_pictures import with_class_pictures
 from trainers.engine.conditioning import Conditioner
 from trainers.engine.ema import Ema
+from trainers.engine.fused import FusedOptimizer
 from trainers.engine.models import Models
 from trainers.engine.runfolder import RunFolder
 from trainers.engine.world import World
@@ -52,6 +53,8 @@ def complete(job: Job, info: BaseInfo) -> Job:
         changes["text_encoder_lr"] = optimizers.default_text_encoder_lr(job.replace(learning_rate=rate), info.family)
     if job.method == "textual_inversion":
         changes["trigger"] = job.name
+    if job.get("weights_dtype") == "bf16":
+        changes["precision"] = "bf16"
     if "rank" in job:
         changes["alpha"] = job.alpha if job.alpha is not None else job.rank / 2
         if job.conv_rank and job.conv_alpha is None:
@@ -100,7 +103,7 @@ class Session:
     prior: list[Any]
     conditioner: Conditioner
     trainable: Trainable
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | FusedOptimizer
     ema: Ema | None
     alphas_cumprod: torch.Tensor
     plan: memory.MemoryPlan
@@ -241,7 +244,10 @@ def open_session(
     trainable = setup_for(job.method)(models.base, job)
     plan.apply(models.base)
     groups = trainable.param_groups()
-    optimizer = optimizers.make_optimizer(groups, job)
+    fused = bool(job.get("fused_backward"))
+    if fused and world.size > 1:
+        raise InputError("fused_backward: several processes add their gradients up, which it cannot; turn it off.")
+    optimizer = FusedOptimizer(groups, job) if fused else optimizers.make_optimizer(groups, job)
     parameters = [parameter for group in groups for parameter in group["params"]]
     alphas = models.base.alphas_cumprod.float().cpu()
     if job.zero_terminal_snr:

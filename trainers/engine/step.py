@@ -89,5 +89,7 @@ def micro_step(session: Session, index: int) -> tuple[float, float]:
     learned, plain = sample_losses(session, batch, draw_random(job, batch, index))
     share = learned.sum() / batch.global_size
     loss = share / job.gradient_accumulation
+    if job.get("fused_backward") and not torch.isfinite(loss):
+        return share.item(), float("nan")  # the weights would be updated before anybody could look
     (session.scaler.scale(loss) if session.scaler else loss).backward()
     return share.item(), (plain.sum() / batch.global_size).item()

@@ -86,7 +86,8 @@ class FullWeights:
             for name, parameter in module.named_parameters() if module is not None else ():
                 if is_trained(component, name, job):
                     # A copy of our own: the loaded one may be the file's memory mapping, which is never written.
-                    parameter.data = parameter.data.float().clone()
+                    parameter.data = parameter.data.to(DTYPES[job.weights_dtype], copy=True)
+                    parameter.rounds_by_itself = job.weights_dtype == "bf16"
                     parameter.requires_grad_(True)
                     self.live[f"{component}.{name}"] = parameter
         if not self.live:
