@@ -94,5 +94,8 @@ class FusedOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        for parameter, optimizer, saved in zip(self.parameters, self.optimizers, state["optimizers"], strict=True):
+            stored = parameter.data
+            parameter.data = stored.float()  # torch gives a state its parameter's format, and ours is float32
             optimizer.load_state_dict(saved)
+            parameter.data = stored
