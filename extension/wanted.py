@@ -9,7 +9,8 @@ from pathlib import Path
 
 from extension.injection.adapter_file import Adapter, AdapterFiles, Stamp
 from extension.injection.embeddings import Embedding, EmbeddingStore
-from extension.injection.from_tags import use_of
+from extension.injection.from_tags import network_use_of, use_of
+from extension.injection.hypernetworks import NetworkFiles, NetworkUse
 from extension.injection.scales import Use
 from extension.listing import Listing
 from extension.prompt import (
@@ -28,6 +29,7 @@ from extension.prompt.blocks import lengths_for
 from extension.prompt.tags import ALL, Strength
 from trainers.errors import InputError
 from trainers.formats.hashes import file_body_sha256, file_sha256
+from trainers.formats.hypernetworks import Hypernetwork
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Library:
         files: their contents' indexes.
         embeddings: what `<ti:…>` and plain names mean.
         masks: pictures for `mask=`, or None where there are none.
+        hypernetworks: files for `<hypernet:…>`, or None where those tags are the host's own to act on.
         live: newest snapshot of a run in progress by its name, for `live=1`.
     """
 
@@ -46,13 +49,14 @@ class Library:
     embeddings: EmbeddingStore
     files: AdapterFiles = field(default_factory=AdapterFiles)
     masks: Listing | None = None
+    hypernetworks: Listing | None = None
+    networks: NetworkFiles = field(default_factory=NetworkFiles)
     live: Callable[[str], Path | None] | None = None
 
     def rescan(self) -> bool:
         """Looks for new, changed and removed files; True when anything is different."""
         changed = [self.adapters.rescan(), self.embeddings.rescan()]
-        if self.masks is not None:
-            changed.append(self.masks.rescan())
+        changed += [listing.rescan() for listing in (self.masks, self.hypernetworks) if listing is not None]
         return any(changed)
 
 
@@ -76,7 +80,8 @@ class Wanted:
         batch: the prompts as read.
         found: tags of adapters whose file is there, in order.
         embedding_tags: `<ti:…>` tags whose embedding is there.
-        others: tags that are the host's own to act on (hypernetworks), with their picture.
+        networks: tags of hypernetworks whose file is there.
+        others: tags that are the host's own to act on (hypernetworks, where the library has none), with their picture.
         missing: tags of adapters that name no listed file.
         reports: one sentence for everything that is wrong.
     """
@@ -84,6 +89,7 @@ class Wanted:
     batch: BatchTags
     found: list[Found] = field(default_factory=list)
     embedding_tags: list[tuple[Active, Embedding]] = field(default_factory=list)
+    networks: list[tuple[Active, Hypernetwork]] = field(default_factory=list)
     others: list[Active] = field(default_factory=list)
     missing: list[Active] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
@@ -106,7 +112,8 @@ class Wanted:
     @property
     def needs_rows(self) -> bool:
         """Whether some tag acts on some rows of the batch only."""
-        return any(one.tag.negative or one.tag.scope != ALL or one.tag.region is not None for one in self.found)
+        tags = [one.tag for one in self.found] + [active.tag for active, _ in self.networks]
+        return any(tag.negative or tag.scope != ALL or tag.region is not None for tag in tags)
 
     @property
     def constant_text(self) -> bool:
@@ -125,6 +132,10 @@ class Wanted:
             for one in self.found
             if one.tag.blocks is not None and not one.tag.blocks.fits(family)
         ]
+
+    def network_uses(self) -> list[NetworkUse]:
+        """The hypernetworks' uses, for `extension.injection.hypernetworks.NetworkAttachment`."""
+        return [network_use_of(active.tag, network, active.picture) for active, network in self.networks]
 
     def fingerprint(self) -> str:
         """Changes whenever other tags, another strength or another content of a file would change a prompt's encoding.
@@ -210,8 +221,22 @@ def _look_up(active: Active, library: Library, wanted: Wanted) -> None:
             wanted.embedding_tags.append((active, item))
         else:
             wanted.reports.append(_not_there(tag, "embedding", nearest(tag.name, library.embeddings.names())))
+    elif library.hypernetworks is not None:
+        _look_up_network(active, library, wanted)
     else:
         wanted.others.append(active)
+
+
+def _look_up_network(active: Active, library: Library, wanted: Wanted) -> None:
+    path = library.hypernetworks.find(active.tag.name)
+    if path is None:
+        near = library.hypernetworks.nearest(active.tag.name)
+        wanted.reports.append(_not_there(active.tag, "hypernetwork", near))
+        return
+    try:
+        wanted.networks.append((active, library.networks.get(path)))
+    except InputError as problem:
+        wanted.reports.append(f"{printable(active.tag.source_text)}: {problem}")
 
 
 def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:

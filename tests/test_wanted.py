@@ -14,6 +14,8 @@ from extension.listing import MASK_ENDINGS, Listing
 from extension.masks import file_mask, mask_of
 from extension.prompt import Region
 from extension.wanted import Library, read_wanted
+from trainers.formats import hypernetworks
+from trainers.formats.hypernetworks import Hypernetwork, Structure
 
 
 def lora(path, output_name=None, seed=0):
@@ -124,6 +126,19 @@ def test_block_weights_of_another_family_are_said(library):
     wanted = read_wanted(["<lora:dog:1:lbw=1,1,1,1,1,1,1,1,1,1,1,1> <lora:dog:1:lbw=OUTD>"], [""], library)
     assert len(wanted.block_reports("sd1")) == 1 and "17 or 26" in wanted.block_reports("sd1")[0]
     assert wanted.block_reports("sdxl") == []
+
+
+def test_hypernetworks_are_the_hosts_own_unless_listed(library, tmp_path):
+    text = "<hypernet:zog:0.5> <hypernet:zug>"
+    assert [active.tag.name for active in read_wanted([text], [""], library).others] == ["zog", "zug"]
+    network = Hypernetwork("zog", Structure(), {8: tuple(hypernetworks.build(8, Structure()) for _ in range(2))})
+    hypernetworks.save(_made(tmp_path / "hypernetworks") / "zog.pt", network)
+    library.hypernetworks = Listing([tmp_path / "hypernetworks"], (".pt",))
+    library.rescan()
+    wanted = read_wanted([text], [""], library)
+    (use,) = wanted.network_uses()
+    assert use.weight("unet", 3, 20, False) == 0.5 and use.whom.everyone and wanted.others == []
+    assert 'did you mean "zog"' in wanted.reports[0]
 
 
 def test_live_snapshots_come_first(library, tmp_path):

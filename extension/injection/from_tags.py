@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extension.injection.adapter_file import Adapter
+from extension.injection.hypernetworks import NetworkUse
 from extension.injection.scales import Use, Whom
 from extension.prompt.blocks import BASE, Blocks, block_of
 from extension.prompt.tags import PART, PICTURE, Tag, constant_weights, effective
+from trainers.formats.hypernetworks import Hypernetwork
 from trainers.formats.sites import Site
 
 
@@ -54,3 +56,12 @@ def use_of(tag: Tag, adapter: Adapter, family: str, picture: int = 0) -> Use:
         constant=fixed is not None and tag.hires is None,
         label=tag.source_text,
     )
+
+
+def network_use_of(tag: Tag, network: Hypernetwork, picture: int = 0) -> NetworkUse:
+    """What a tag asks for, as a use of a hypernetwork; `picture` as in `use_of`."""
+
+    def weight(component: str, step: float, total: int, hires: bool) -> float:
+        return effective(tag, step, total, hires).unet
+
+    return NetworkUse(network, weight, whom(tag, picture))
