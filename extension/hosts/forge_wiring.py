@@ -9,6 +9,7 @@ from extension.hosts.base import LoadedModel
 from extension.hosts.forge_builtin import ForgeBuiltIn
 from extension.hosts.forge_embeddings import forget_encoded_prompts
 from extension.hosts.forge_sessions import ForgeSessions
+from trainers.formats.hashes import file_sha256
 
 
 class ForgePlugin(a1111_wiring.Plugin):
@@ -28,7 +29,35 @@ class ForgePlugin(a1111_wiring.Plugin):
         if stores.feed(self.host.raw_model(), model, self.library.embeddings.all()):
             forget_encoded_prompts(p)
 
+    def encoded(self, p: Any) -> None:
+        """A batch's prompts are encoded: Forge has noted which embeddings they used, by name only."""
+        if not self.ownership.held or not self.host.option("textual_inversion_add_hashes_to_infotext", True):
+            return
+        names = p.extra_generation_params.get("TI") or ""
+        used = [self.library.embeddings.get(name) for name in names.split(", ")] if isinstance(names, str) else []
+        hashes = {item.name: file_sha256(item.source)[:12] for item in used if item is not None and item.source}
+        if hashes:
+            text = ", ".join(f"{name}: {value}" for name, value in hashes.items())
+            p.extra_generation_params["TI hashes"] = text
+
+
+_PLUGINS: list[ForgePlugin] = []
+
+
+def _make(host: Any) -> ForgePlugin:
+    _PLUGINS.append(ForgePlugin(host))
+    return _PLUGINS[0]
+
 
 def wire(host: Any) -> type:
     """Registers our callbacks for this load of the scripts; returns the class of our always-on script."""
-    return a1111_wiring.wire(host, ForgePlugin)
+    made = a1111_wiring.wire(host, _make)
+    plugin = _PLUGINS[0]
+
+    class AthanorScript(made):
+        """AUTOMATIC1111's, which also looks at each batch after its prompts are encoded."""
+
+        def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+            plugin.encoded(p)
+
+    return AthanorScript
