@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,10 +88,11 @@ class Jobs:
             InputError: it is not inside, or not there.
         """
         run = self.store.find(run_id).resolve()
-        found = None if "\0" in path else (run / path).resolve()
-        if found is None or run not in found.parents or not found.is_file():
-            raise InputError(f"{run_id}: this run has no such file.")
-        return found
+        with contextlib.suppress(OSError, ValueError):  # no name that a file can have
+            found = (run / path).resolve()
+            if run in found.parents and found.is_file():
+                return found
+        raise InputError(f"{run_id}: this run has no such file.")
 
     def survey(self, values: Mapping[str, Any]) -> Survey:
         """What a job would train on, how long and with how much memory; takes some seconds."""

@@ -21,8 +21,13 @@ from trainers import spec
 from trainers.errors import InputError, did_you_mean
 
 _LONGEST_ID = 60
+_LONGEST_NAME = 80
 _LEFTOVER_SECONDS = 3600
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)$")
+
+
+class NoSuchRun(InputError):
+    """A run was named that there is not."""
 
 
 def run_id_for(name: str) -> str:
@@ -49,15 +54,15 @@ class Store:
         """The folder of a run.
 
         Raises:
-            InputError: there is none of this name directly below the runs folder.
+            NoSuchRun: there is none of this name directly below the runs folder.
         """
         text = str(run_id)
-        plain = text and not text.startswith(".") and not re.search(r'[\\/:\0<>"|?*]', text)
+        plain = 0 < len(text) <= _LONGEST_NAME and not text.startswith(".") and not re.search(r'[\\/:\0<>"|?*]', text)
         path = self.runs / text if plain else None
         if path is None or not path.is_dir() or path.resolve().parent != self.runs.resolve():
             names = [run.name for run in run_folders(self.runs)]
             shown = text if len(text) <= 60 else text[:57] + "..."
-            raise InputError(f"There is no run {shown!r}." + did_you_mean(text[:60], names))
+            raise NoSuchRun(f"There is no run {shown!r}." + did_you_mean(text[:60], names))
         return path
 
     def device_of(self, wanted: str) -> str:

@@ -1,0 +1,86 @@
+"""What every route of ours shares: problems as sentences, who may ask, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
+
+from extension.jobs.store import NoSuchRun
+from trainers.errors import InputError
+
+_LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient")
+
+
+def _sentences(status: int, *problems: str) -> JSONResponse:
+    return JSONResponse({"problems": list(problems)}, status_code=status)
+
+
+class SentenceRoute(APIRoute):
+    """A route whose problems are told as `{"problems": [sentence, …]}`, whatever the host does with its own."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def told(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except NoSuchRun as error:
+                return _sentences(404, *error.problems)
+            except InputError as error:
+                return _sentences(422, *error.problems)
+            except RequestValidationError as error:
+                first = error.errors()[0] if error.errors() else {}
+                where = ".".join(str(part) for part in first.get("loc", ()))
+                return _sentences(422, f"{where}: {first.get('msg', 'this request cannot be read')}.")
+            except TimeoutError as error:
+                return _sentences(503, str(error))
+            except UnicodeError:
+                return _sentences(422, "This request holds characters that are no text.")
+
+        return told
+
+
+def same_origin(request: Request) -> None:
+    """Refuses a change that another site's page asks for in the name of whoever has ours open."""
+    origin = request.headers.get("origin")
+    if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
+        return
+    ours = {request.headers.get("host", ""), request.headers.get("x-forwarded-host", "")}
+    if urlsplit(origin).netloc not in ours - {""}:
+        raise HTTPException(403, "This page is not from here, so it may not change anything.")
+
+
+def is_local(request: Request) -> bool:
+    """Whether the person sits at this machine, as far as can be told."""
+    forwarded = any(request.headers.get(name) for name in ("x-forwarded-for", "forwarded", "x-real-ip"))
+    return request.client is not None and request.client.host in _LOOPBACK and not forwarded
+
+
+def text_of(body: dict[str, Any], name: str, default: str = "") -> str:
+    """A text out of a request's body.
+
+    Raises:
+        InputError: it is something else.
+    """
+    value = body.get(name, default)
+    if not isinstance(value, str) or "\0" in value:
+        raise InputError(f"{name}: must be a text.")
+    return value
+
+
+def map_of(body: dict[str, Any], name: str) -> dict[str, Any]:
+    """Names with values out of a request's body.
+
+    Raises:
+        InputError: it is something else.
+    """
+    value = body.get(name, {})
+    if not isinstance(value, dict):
+        raise InputError(f"{name}: must hold names and values.")
+    return value

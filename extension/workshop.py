@@ -1,0 +1,116 @@
+"""What the page and the routes work on: jobs, the folders that may be used, the base models, the library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from extension.jobs.files import read_json, write_json
+from extension.jobs.manager import Jobs
+from extension.recipes import Base
+from trainers import options
+from trainers.errors import InputError
+from trainers.options import fields_for
+
+PATH_OPTIONS = tuple(option.name for option in options.FIELDS if option.kind == "path")
+
+
+def _none() -> list[Any]:
+    return []
+
+
+@dataclass
+class Workshop:
+    """Given to the page and to the routes by a host.
+
+    Attributes:
+        pictures: the folder that dropped pictures are copied below.
+        bases: the base models that may be chosen, the loaded one first.
+        adapters: folders with trained files beside the runs.
+        folders: further folders that pictures and files may be taken from.
+        clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
+    """
+
+    jobs: Jobs
+    pictures: Path
+    bases: Callable[[], Sequence[Base]] = _none
+    adapters: Callable[[], Sequence[Path]] = _none
+    folders: Callable[[], Sequence[Path]] = _none
+    clip_skip: Callable[[], int | None] = lambda: None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def _added_file(self) -> Path:
+        return self.jobs.runs / ".folders.json"
+
+    def roots(self) -> list[Path]:
+        """The folders that a page or a client may name files in."""
+        added = (read_json(self._added_file) or {}).get("folders", [])
+        every: Iterable[Path] = [self.pictures, self.jobs.runs, *self.adapters(), *self.folders(), *map(Path, added)]
+        return list(dict.fromkeys(path.resolve() for path in every))
+
+    def add_folder(self, path: str) -> Path:
+        """Lets the page use a folder from now on; only ever called for a person at this machine.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        folder = Path(path).expanduser() if path and "\0" not in path else None
+        if folder is None or not folder.is_absolute() or not folder.is_dir():
+            raise InputError(f"{path[:200]}: there is no such folder; write its full path.")
+        with self._lock:
+            added = (read_json(self._added_file) or {}).get("folders", [])
+            self.jobs.runs.mkdir(parents=True, exist_ok=True)
+            write_json(self._added_file, {"folders": list(dict.fromkeys([*added, str(folder.resolve())]))})
+        return folder.resolve()
+
+    def confined(self, path: str, what: str = "path") -> Path:
+        """A path that a client named, if it lies in a folder that may be used, with every link followed.
+
+        Raises:
+            InputError: it does not.
+        """
+        text = str(path)
+        try:
+            found = Path(text).expanduser()
+            found = found.resolve() if found.is_absolute() and "\0" not in text else None
+        except (OSError, RuntimeError, ValueError):
+            found = None
+        if found is None or not any(found == root or root in found.parents for root in self.roots()):
+            raise InputError(
+                f"{what}: {text[:200]!r} is not in a folder that this page may use; add its folder under Data first."
+            )
+        return found
+
+    def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A job's options from a client, with every path confined and absolute.
+
+        Raises:
+            InputError: every path that may not be used.
+        """
+        checked, problems = dict(values), []
+        bases = {str(base.path): base.path for base in self.bases()}
+        for name in PATH_OPTIONS:
+            value = checked.get(name)
+            if value is None or value == "":
+                continue
+            try:
+                known = bases.get(str(value)) if name == "base" else None
+                checked[name] = str(known or self.confined(str(value), name))
+            except InputError as error:
+                problems += error.problems
+        if problems:
+            raise InputError(*problems)
+        return checked
+
+    def completed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A checked job, with what the host knows where the person said nothing."""
+        done = self.checked(values)
+        skip = self.clip_skip()
+        known = {option.name for option in fields_for(str(done.get("method", "lora")))}
+        if skip is not None and "clip_skip" in known and done.get("clip_skip") in (None, ""):
+            done["clip_skip"] = skip
+        return done

@@ -1,0 +1,185 @@
+"""The HTTP routes: what they answer, whom they refuse, and what they never reach."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+
+import pytest
+from jobs_helpers import fake_jobs, look_until, values
+from PIL import Image
+
+fastapi = pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from extension.api import add_routes  # noqa: E402
+from extension.recipes import Base  # noqa: E402
+from extension.workshop import Workshop  # noqa: E402
+
+V1 = "/athanor/v1"
+
+
+def png(side: int = 16, colour: str = "red") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    base = tmp_path / "models" / "b.safetensors"
+    base.parent.mkdir()
+    base.write_bytes(b"x")
+    made = Workshop(
+        fake_jobs(tmp_path / "host" / "runs"),
+        tmp_path / "host" / "pictures",
+        lambda: [Base(base, "b", "sd1", 64, True)],
+    )
+    made.pictures.mkdir(parents=True)
+    yield made
+    for view in made.jobs.all():
+        made.jobs.supervisor.kill(made.jobs.runs / view.id)
+
+
+@pytest.fixture
+def client(workshop):
+    app = fastapi.FastAPI()
+    add_routes(app, workshop)
+    return TestClient(app)
+
+
+@pytest.fixture
+def job(workshop):
+    return values(base=str(workshop.bases()[0].path), data=str(workshop.pictures))
+
+
+def test_a_job_from_submission_to_result(client, workshop, job):
+    made = client.post(f"{V1}/jobs", json={"job": {**job, "sample_prompts": ["a"]}, "key": "one"}).json()
+    assert (made["id"], made["state"]) == ("ball", "queued")
+    assert client.post(f"{V1}/jobs", json={"job": job, "key": "one"}).json()["id"] == "ball"
+    look_until(workshop.jobs, "ball", "done")
+    shown = client.get(f"{V1}/jobs/ball").json()
+    assert [each[0] for each in shown["losses"]] == [1, 2, 3, 4, 5]
+    later = client.get(f"{V1}/jobs/ball?since=3&generation={shown['generation']}").json()
+    assert [each[0] for each in later["losses"]] == [4, 5]
+    events = client.get(f"{V1}/jobs/ball/events").json()
+    assert events["events"][-1]["event"] == "done"
+    assert client.get(f"{V1}/jobs/ball/events?offset={events['offset']}").json()["events"] == []
+    assert client.get(f"{V1}/jobs").json()["jobs"][0]["id"] == "ball"
+    assert "name: ball" in client.get(f"{V1}/jobs/ball/job.yaml").text
+    (entry,) = client.get(f"{V1}/library").json()["entries"]
+    assert entry["tag"] == "<lora:ball:1>" and entry["finished"]
+
+
+def test_actions(client, workshop, job):
+    for name in ("a", "b"):
+        client.post(f"{V1}/jobs", json={"job": {**job, "name": name}})
+    assert client.post(f"{V1}/jobs/b/move", json={"where": "up"}).json()["place"] == 1
+    assert client.post(f"{V1}/jobs/b/stop").json()["state"] == "stopped"
+    assert client.post(f"{V1}/jobs/b/save").status_code == 422
+    assert client.post(f"{V1}/jobs/b/explode").status_code == 422
+    again = client.post(f"{V1}/jobs/b/again", json={"changes": {"rank": 8}}).json()
+    assert client.get(f"{V1}/jobs/{again['id']}/job").json()["job"]["rank"] == 8
+    assert client.post(f"{V1}/jobs/b/delete").json() == {"done": "delete"}
+    assert client.get(f"{V1}/jobs/b").status_code == 404
+    assert client.post(f"{V1}/jobs/b/restore").json()["state"] == "stopped"
+
+
+def test_problems_are_sentences(client, job):
+    answer = client.post(f"{V1}/jobs", json={"job": {**job, "rnak": 1, "steps": "many"}})
+    assert answer.status_code == 422
+    assert any("rnak" in problem for problem in answer.json()["problems"]) and len(answer.json()["problems"]) == 2
+    for body in ([], "x", {"job": [1]}, {"job": job, "key": 5}):
+        refused = client.post(f"{V1}/jobs", json=body)
+        assert refused.status_code == 422 and refused.json()["problems"][0].endswith("."), body
+    assert client.get(f"{V1}/jobs/x/log?lines=-1").status_code == 422
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "..%2f..%2fetc", "a%00b", ".trash", "%5c..%5c", "con:", "x" * 300])
+def test_hostile_names_are_refused_in_one_sentence(client, job, name):
+    client.post(f"{V1}/jobs", json={"job": job})
+    for path in (f"jobs/{name}", f"jobs/{name}/log", f"jobs/{name}/job.yaml", f"jobs/ball/samples/{name}"):
+        answer = client.get(f"{V1}/{path}")
+        assert 400 <= answer.status_code < 500, path
+    assert 400 <= client.post(f"{V1}/jobs/{name}/delete").status_code < 500
+
+
+def test_paths_outside_the_folders_are_refused(client, workshop, job, tmp_path):
+    outside = tmp_path / "secret"
+    outside.mkdir()
+    (outside / "a.png").write_bytes(png())
+    os.symlink(outside, workshop.pictures / "link", target_is_directory=True)
+    for data in (str(outside), str(workshop.pictures / ".." / ".." / "secret"), str(workshop.pictures / "link"), "rel"):
+        answer = client.post(f"{V1}/jobs", json={"job": {**job, "data": data}})
+        assert answer.status_code == 422 and "may use" in answer.json()["problems"][0], data
+        assert client.get(f"{V1}/data", params={"folder": data}).status_code == 422
+    for file in ("../../secret/a.png", "link/a.png", str(outside / "a.png"), "a\0.png", ""):
+        answer = client.get(f"{V1}/data/thumbnail", params={"folder": str(workshop.pictures), "file": file})
+        assert answer.status_code == 422, file
+    assert client.post(f"{V1}/data/folders", json={"path": str(outside)}).json()["folder"] == str(outside)
+    assert client.get(f"{V1}/data", params={"folder": str(outside)}).status_code == 200
+
+
+def test_only_a_person_at_this_machine_adds_folders(client, tmp_path):
+    refused = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers={"X-Forwarded-For": "1.2.3.4"})
+    assert refused.status_code == 403
+
+
+def test_other_sites_change_nothing(client, job):
+    foreign = {"Origin": "https://example.org"}
+    assert client.post(f"{V1}/jobs", json={"job": job}, headers=foreign).status_code == 403
+    assert client.get(f"{V1}/jobs", headers=foreign).json() == {"jobs": []}
+    assert client.post(f"{V1}/jobs", json={"job": job}, headers={"Origin": "http://testserver"}).status_code == 200
+
+
+def test_the_hosts_authentication_applies_to_every_route(workshop):
+    def authorise() -> None:
+        raise fastapi.HTTPException(401, "Who are you?")
+
+    app = fastapi.FastAPI()
+    add_routes(app, workshop, authorise)
+    client = TestClient(app)
+    paths = [(path, method) for path, ways in app.openapi()["paths"].items() for method in ways]
+    assert len(paths) >= 18
+    for path, method in paths:
+        path = re.sub(r"{\w+}", "x", path)
+        assert client.request(method, path, params={"folder": "f", "file": "f", "name": "n"}).status_code == 401, path
+
+
+def test_pictures_captions_and_uploads(client, workshop):
+    for number, name in enumerate(["ball 10.png", "ball 2.png", "../../evil.png"]):
+        answer = client.post(f"{V1}/data/upload", params={"folder": "balls", "name": name}, content=png(16 + number))
+        assert answer.status_code == 200
+    folder = answer.json()["folder"]
+    assert os.path.dirname(folder) == str(workshop.pictures.resolve())
+    assert (
+        client.post(f"{V1}/data/upload", params={"folder": "b", "name": "x.png"}, content=b"<svg>").status_code == 422
+    )
+    again = client.post(f"{V1}/data/upload", params={"folder": "balls", "name": "ball 2.png"}, content=png(17))
+    assert again.json()["file"] == "ball 2.png"
+    client.post(f"{V1}/data/upload", params={"folder": "balls", "name": "copy.png"}, content=png(17))
+    write = {"folder": folder, "file": "ball 2.png", "text": "a ball, red"}
+    assert client.post(f"{V1}/data/caption", json=write).json() == {"former": None}
+    assert client.post(f"{V1}/data/caption", json={**write, "text": "a ball"}).json() == {"former": "a ball, red"}
+    shown = client.get(f"{V1}/data", params={"folder": folder, "smallest": 17}).json()
+    assert [card["file"] for card in shown["pictures"]] == ["ball 2.png", "ball 10.png", "copy.png", "evil.png"]
+    problems = {card["file"]: card["problems"] for card in shown["pictures"]}
+    assert problems["ball 10.png"] == ["tiny", "caption"] and problems["copy.png"] == ["duplicate", "caption"]
+    small = client.get(f"{V1}/data/thumbnail", params={"folder": folder, "file": "ball 2.png"})
+    assert small.headers["content-type"] == "image/jpeg"
+
+
+def test_options_recipes_and_bases(client, workshop):
+    schema = client.get(f"{V1}/schema").json()
+    assert {"name", "help", "kind", "default", "level"} <= set(schema["options"][0])
+    assert client.get(f"{V1}/schema?method=nonsense").status_code == 422
+    base = str(workshop.bases()[0].path)
+    body = {"base": base, "purpose": "object", "pace": "quick"}
+    composed = client.post(f"{V1}/recipes/compose", json=body).json()
+    assert composed["preset"] == "demo" and composed["values"]["steps"] == 60
+    for wrong in ({"purpose": "cheese"}, {"pace": "never"}, {"preset": "../demo"}):
+        assert client.post(f"{V1}/recipes/compose", json={**body, **wrong}).status_code == 422
+    assert client.get(f"{V1}/bases").json()["bases"][0]["loaded"]
+    assert client.get(f"{V1}/me").json()["local"]
