@@ -19,7 +19,7 @@ from extension.hosts.a1111_rows import Cursor, rows_of_params
 from extension.hosts.a1111_tags import carried, wanted_from_items
 from extension.hosts.base import Host, LoadedModel
 from extension.hosts.merging import may_merge
-from extension.injection import Generation, Injection
+from extension.injection import Adapter, Generation, Injection
 from extension.injection.calls import UNetCalls
 from extension.masks import mask_of
 from extension.wanted import Library, Wanted
@@ -205,7 +205,9 @@ class Sessions:
         self._sessions[id(p)] = session
         model = self.host.model()
         if model is not None and model.family is not None:
-            self._hand_to_builtin(p, session, wanted.missing)
+            unknown = [one for one in wanted.found if _unknown(one.adapter, model.family)]
+            self._hand_to_builtin(p, session, [one.active for one in unknown] + wanted.missing)
+            add_notes(p, _handed([one.tag for one in unknown], "no layer in it is one that Athanor knows"))
             session.model = weakref.ref(self.host.raw_model())
             self._inject(p, session, model)
         else:
@@ -214,7 +216,8 @@ class Sessions:
 
     def _inject(self, p: Any, session: Session, model: LoadedModel) -> None:
         wanted = session.wanted
-        uses = wanted.uses(model.family)
+        named = zip(wanted.found, wanted.uses(model.family), strict=True)
+        uses = [use for one, use in named if not _unknown(one.adapter, model.family)]
         injection = self.injection(model)
         try:
             merged = may_merge(self.host.option("athanor_merged", ""), wanted.needs_rows, uses, model)
@@ -257,6 +260,11 @@ class Sessions:
         add_lora_hashes(p, hashes)
         if whole:
             add_notes(p, [*session.wanted.reports, *_handed(tags, "this kind of model is the WebUI's own loader's")])
+
+
+def _unknown(adapter: Adapter, family: str) -> bool:
+    """Whether a file has nothing that we know, for this family or another."""
+    return adapter.family is None and not adapter.match(family).sites and not adapter.bundled
 
 
 def _handed(tags: Iterable[Any], why: str) -> list[str]:
