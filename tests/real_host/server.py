@@ -46,6 +46,10 @@ class Drawn:
         return int(np.abs(self.pictures[0].astype(int) - other.pictures[0].astype(int)).max())
 
 
+def _pixels(encoded: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,7 +64,7 @@ class Server:
         self.log = log
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         environment.pop("PYTHONPATH", None)
-        command = [python, "webui.py", "--api", "--nowebui", "--port", str(self.port), *flags]
+        command = [python, "webui.py", "--api", "--port", str(self.port), *flags]
         self._output = log.open("wb")
         self._process = subprocess.Popen(
             command, cwd=webui, env=environment, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,11 +44,23 @@ def adapters(folders, state):
 
 
 @pytest.fixture(scope="module")
-def servers(webui, host_python, adapters, tmp_path_factory):
+def neighbours(webui, folders):
+    """Two other extensions, one loaded before and one after ours, that own packages called as ours are."""
+    source = Path(__file__).parent / "neighbours"
+    made = [webui / "extensions" / one.name for one in source.iterdir() if one.is_dir()]
+    for folder in made:
+        shutil.copytree(source / folder.name, folder, dirs_exist_ok=True)
+    yield
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def servers(webui, host_python, adapters, neighbours, tmp_path_factory):
     logs = tmp_path_factory.mktemp("hosts")
     made = [
         Server(host_python, webui, logs / "with.log", FLAGS),
-        Server(host_python, webui, logs / "without.log", (*FLAGS, "--disable-extra-extensions")),
+        Server(host_python, webui, logs / "without.log", (*FLAGS, "--nowebui", "--disable-extra-extensions")),
     ]
     try:
         for server in made:
@@ -209,6 +223,55 @@ def test_an_interrupted_picture_leaves_nothing(ours):
     time.sleep(1.5)
     ours.post("/sdapi/v1/interrupt")
     drawing.join()
+
+
+def test_neighbours_with_packages_of_the_same_names(ours):
+    model = ours.get("/neighbour/model")
+    assert model["packages"] == {"extension": "aa-neighbour", "trainers": "zz-neighbour"}
+    assert model["lora"].startswith("athanor_extension.")
+
+
+def test_the_models_weights_are_never_touched(ours):
+    before = ours.get("/neighbour/model")
+    ours.get("/neighbour/seen")
+    for kind in ("lora", "dora", "oft"):
+        ours.draw(f"{tag(kind)} (checksum)")
+    assert ours.get("/neighbour/seen")["checksums"] == [before["checksum"]]
+    assert ours.get("/neighbour/model") == before
+
+
+def test_an_exception_in_mid_sampling_leaves_nothing(ours):
+    before = ours.get("/neighbour/model")
+    with pytest.raises(RuntimeError):
+        ours.draw(f"{tag('lora')} (trouble)")
+    ours.draw()
+    assert ours.get("/neighbour/model") == before
+
+
+def test_generations_inside_generations(ours):
+    def inside(text, around):
+        ours.get("/neighbour/seen")
+        drawn = ours.draw(f"{around} (inside: {text})", n_iter=2)
+        return drawn, ours.get("/neighbour/seen")["inside"]
+
+    def digest(drawn):
+        return hashlib.sha256(drawn.pictures[0].tobytes()).hexdigest()
+
+    plain, tagged = digest(ours.draw(PROMPT)), digest(ours.draw(tag("loha")))
+    around = f"{PROMPT} <lora:k_lora:0.7>"
+    drawn, inner = inside(PROMPT, around)
+    assert inner == [plain, plain]
+    other, inner = inside(tag("loha"), around)
+    assert inner == [tagged, tagged]
+    # The outer prompts have other words, but what is drawn inside must not matter for what is drawn after it.
+    again = ours.draw(f"{around} (inside: {PROMPT})", seed=6)
+    assert (drawn.pictures[-1] == again.pictures[-1]).all()
+    assert other.pictures
+
+
+def test_settings_and_the_plots_axis_are_on_the_page(ours):
+    page = str(ours.get("/config"))
+    assert "Athanor handles <lora:> tags" in page and "[Athanor] LoRA weight" in page
 
 
 def test_nothing_of_ours_was_in_an_error(ours):

@@ -1,0 +1,82 @@
+"""Our packages inside a host: under names of their own, whatever other extensions have."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from extension import loading
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """Another extension's packages `extension` and `trainers` came first; ours are not loaded yet."""
+    foreign = {}
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("extension", "trainers", "athanor_extension", "athanor_trainers"):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("extension", "trainers"):
+        foreign[name] = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, foreign[name])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield foreign
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("athanor_extension", "athanor_trainers"):
+            del sys.modules[name]
+
+
+def test_neither_shadows_the_other(crowded):
+    wanted = loading.load("extension.wanted")
+    assert wanted.__name__ == "athanor_extension.wanted"
+    assert sys.modules["extension"] is crowded["extension"] and sys.modules["trainers"] is crowded["trainers"]
+    assert not hasattr(crowded["extension"], "wanted")
+    assert sys.modules["athanor_trainers.errors"].InputError is wanted.InputError
+
+
+def test_every_name_inside_is_the_renamed_one(crowded):
+    loading.load("extension.wanted")
+    ours = {name for name in sys.modules if name.split(".")[0] in ("extension", "trainers")}
+    assert ours == {"extension", "trainers"}  # the neighbours' only
+
+
+def test_a_module_is_loaded_once(crowded):
+    assert loading.load("extension.prompt") is loading.load("extension.prompt")
+    assert sum(isinstance(finder, loading.Finder) for finder in sys.meta_path) == 1
+
+
+def test_what_is_not_there_is_not_found(crowded):
+    with pytest.raises(ModuleNotFoundError, match=r"athanor_extension\.nothing"):
+        loading.load("extension.nothing")
+    assert loading.Finder().find_spec("athanor_something") is None
+    assert loading.Finder().find_spec("extension") is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from trainers.errors import InputError as found",
+        "import trainers.errors as module; found = module.InputError",
+        "import trainers.errors; found = trainers.errors.InputError",
+        "def late():\n    from trainers.errors import InputError\n    return InputError\nfound = late()",
+    ],
+)
+def test_every_form_of_import(crowded, tmp_path, source):
+    package = tmp_path / "trainers"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "errors.py").write_text("class InputError(Exception):\n    pass\n")
+    (package / "user.py").write_text(source)
+    sys.meta_path.insert(0, loading.Finder(tmp_path))
+    user = loading.load("trainers.user")
+    assert user.found.__module__ == "athanor_trainers.errors"
+
+
+def test_no_byte_code_of_the_renamed_kind_is_left(crowded, tmp_path):
+    package = tmp_path / "trainers"
+    package.mkdir()
+    (package / "__init__.py").write_text("import sys")
+    sys.meta_path.insert(0, loading.Finder(tmp_path))
+    loading.load("trainers")
+    assert not (package / "__pycache__").exists()
