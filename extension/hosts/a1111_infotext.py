@@ -44,6 +44,15 @@ def add_notes(p: Any, sentences: Iterable[str]) -> None:
         p.extra_generation_params[NOTES] = " ".join(notes)
 
 
+def forget_notes(p: Any) -> None:
+    """A new job of an object that was drawn with before begins without its sentences."""
+    if getattr(p, "athanor_notes", ()):
+        for sentence in p.athanor_notes:
+            p.comments.pop(sentence, None)
+        p.athanor_notes = ()
+        p.extra_generation_params.pop(NOTES, None)
+
+
 def read_hashes(text: str) -> dict[str, str]:
     """`name: hash, …` -> `{name: hash}`."""
     pairs = (entry.rpartition(":") for entry in text.split(",") if ":" in entry)

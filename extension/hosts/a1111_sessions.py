@@ -36,6 +36,7 @@ class Session:
         generation: None where nothing is injected (another kind of model, a broken file).
         model: the host's model object it is injected into.
         bundled: embeddings from the adapters' files.
+        handed: the host's own loader has something to do in it.
     """
 
     owner: weakref.ref
@@ -106,8 +107,9 @@ class Sessions:
         session = self._of(p)
         if session is not None:
             self._note(p, session)
+            if session.handed:
+                self.builtin.finish(p)
         self._end(p)
-        self.builtin.finish(p)
 
     def step(self, params: Any) -> None:
         """A step of the sampler begins: the moment, and the order of the rows."""
@@ -232,6 +234,7 @@ class Sessions:
             session.generation.attachments.append(attachment)
         add_lora_hashes(p, wanted.lora_hashes())
         texts = [*wanted.prompts, *wanted.negatives]
+        notes += wanted.block_reports(model.family)
         add_notes(p, [*notes, *problems_of_named(texts, self.library.embeddings, model)])
         self._note(p, session)
 
@@ -256,6 +259,7 @@ class Sessions:
         if not tags:
             self.builtin.let_go()
             return
+        session.handed = True
         hashes = self.builtin.take(p, tags)
         add_lora_hashes(p, hashes)
         if whole:

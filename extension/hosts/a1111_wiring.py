@@ -67,6 +67,7 @@ class Plugin:
     def before(self, p: Any) -> None:
         """A job begins."""
         self.sync()
+        a1111_infotext.forget_notes(p)
         if self.ownership.held:
             self.library.adapters.rescan()
             self.library.masks.rescan()
@@ -97,28 +98,41 @@ class Plugin:
     def after(self, p: Any) -> None:
         """A job is done; one without tags was not ended by the host."""
         p.__dict__.pop("get_conds_with_caching", None)
-        if self.ownership.held:
-            self.sessions.deactivate(p)
+        self.sessions.deactivate(p)
+
+
+class _Encoding:
+    """What stands in for one processing object's `get_conds_with_caching`: the host's, with our encoder inside."""
+
+    def __init__(self, p: Any, sessions: Sessions) -> None:
+        self.owner = weakref.ref(p)
+        self._sessions = sessions
+
+    def __call__(
+        self,
+        function: Any,
+        prompts: Any,
+        steps: int,
+        caches: Any,
+        data: Any,
+        hires_steps: int | None = None,
+        *rest: Any,
+    ) -> Any:
+        p = self.owner()
+
+        def encode(model: Any, texts: Any, *more: Any) -> Any:
+            encoder = self._sessions.encoder(p, data, sampling_pass(p, steps, hires_steps))
+            return function(model, texts, *more) if encoder is None else encoder.encode(function, model, texts, *more)
+
+        return type(p).get_conds_with_caching(p, encode, prompts, steps, caches, data, *rest, **named)
 
 
 def encode_with(p: Any, sessions: Sessions) -> None:
     """Has the prompts of one processing object encoded with the weights of their rows and steps."""
-    if "get_conds_with_caching" in p.__dict__:
-        return
-    reference = weakref.ref(p)
-
-    def get_conds_with_caching(
-        function: Any, prompts: Any, steps: int, caches: Any, data: Any, hires_steps: int | None = None, *rest: Any
-    ) -> Any:
-        owner = reference()
-
-        def encode(model: Any, texts: Any, *more: Any) -> Any:
-            encoder = sessions.encoder(owner, data, sampling_pass(owner, steps, hires_steps))
-            return function(model, texts, *more) if encoder is None else encoder.encode(function, model, texts, *more)
-
-        return type(owner).get_conds_with_caching(owner, encode, prompts, steps, caches, data, hires_steps, *rest)
-
-    p.__dict__["get_conds_with_caching"] = get_conds_with_caching
+    known = p.__dict__.get("get_conds_with_caching")
+    # A copy of an object that was drawn with carries what stood in for the original's.
+    if known is None or (isinstance(known, _Encoding) and known.owner() is not p):
+        p.__dict__["get_conds_with_caching"] = _Encoding(p, sessions)
 
 
 def sampling_pass(p: Any, calls: int, hires_calls: int | None) -> Pass:

@@ -62,6 +62,7 @@ class Server:
     def __init__(self, python: str, webui: Path, log: Path, flags: Sequence[str]) -> None:
         self.port = _free_port()
         self.log = log
+        self._drawn: dict[str, Drawn] = {}
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         environment.pop("PYTHONPATH", None)
         command = [python, "webui.py", "--api", "--port", str(self.port), *flags]
@@ -128,3 +129,10 @@ class Server:
             np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in answer["images"]
         ]
         return Drawn(pictures, json.loads(answer["info"])["infotexts"][0])
+
+    def drawn(self, *args, **more) -> Drawn:
+        """As `draw`, but drawn once only: for a server whose files and settings stay as they are."""
+        key = repr((args, sorted(more.items())))
+        if key not in self._drawn:
+            self._drawn[key] = self.draw(*args, **more)
+        return self._drawn[key]

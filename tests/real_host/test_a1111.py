@@ -76,7 +76,7 @@ def servers(webui, host_python, adapters, neighbours, tmp_path_factory):
 def ours(servers):
     yield servers[0]
     # Whatever a test did, a picture without tags is the host's own afterwards.
-    assert servers[0].draw().away_from(servers[1].draw()) == 0
+    assert servers[0].draw().away_from(servers[1].drawn()) == 0
 
 
 @pytest.fixture
@@ -89,16 +89,16 @@ def tag(kind, weight=0.7, more=""):
 
 
 def test_a_picture_without_tags_is_the_hosts_own(ours, alone):
-    one, other = ours.draw(), alone.draw()
+    one, other = ours.draw(), alone.drawn()
     assert one.away_from(other) == 0
     assert one.infotext == other.infotext
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_draws_as_the_hosts_own_loader(ours, alone, kind):
-    one, other = ours.draw(tag(kind)), alone.draw(tag(kind))
+    one, other = ours.draw(tag(kind)), alone.drawn(tag(kind))
     assert one.away_from(other) <= 1
-    assert one.away_from(ours.draw()) > 10
+    assert one.away_from(alone.drawn()) > 10
     assert one.infotext == other.infotext  # `Lora hashes` too
 
 
@@ -108,12 +108,12 @@ def test_weight_zero_is_no_tag(ours):
 
 def test_text_and_unet_weights_apart(ours, alone):
     text = f"{PROMPT} <lora:k_lora:0.3:0.9>"
-    assert ours.draw(text).away_from(alone.draw(text)) <= 1
+    assert ours.draw(text).away_from(alone.drawn(text)) <= 1
 
 
 def test_two_at_once(ours, alone):
     text = f"{PROMPT} <lora:k_lora:0.5> <lora:k_loha:0.4>"
-    assert ours.draw(text).away_from(alone.draw(text)) <= 1
+    assert ours.draw(text).away_from(alone.drawn(text)) <= 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"batch_cond_uncond": False}, {"skip_early_cond": 0.6}], ids=str)
@@ -154,7 +154,7 @@ def test_two_halves_of_the_picture_are_the_whole(ours):
 def test_the_hires_pass(ours, alone):
     hires = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6}
     drawn = ours.draw(tag("lora"), **hires)
-    assert drawn.away_from(alone.draw(tag("lora"), **hires)) <= 1
+    assert drawn.away_from(alone.drawn(tag("lora"), **hires)) <= 1
     assert ours.draw(tag("lora", more=":hr=0"), **hires).away_from(drawn) > 2
     assert ours.draw(tag("lora", 0, ":hr=0"), **hires).away_from(ours.draw(PROMPT, **hires)) == 0
 
@@ -202,13 +202,13 @@ def test_embeddings(ours, folders):
 def test_the_tags_go_back_to_the_host_and_come_again(ours, alone):
     try:
         ours.post("/sdapi/v1/options", {"athanor_lora": False})
-        assert ours.draw(tag("lora")).away_from(alone.draw(tag("lora"))) == 0
+        assert ours.draw(tag("lora")).away_from(alone.drawn(tag("lora"))) == 0
         assert "there is no LoRA" not in ours.draw(f"{PROMPT} <lora:k_locn:1>").infotext
         ours.draw(tag("lora"))
     finally:
         ours.post("/sdapi/v1/options", {"athanor_lora": True})
-    assert ours.draw().away_from(alone.draw()) == 0
-    assert ours.draw(tag("dora")).away_from(alone.draw(tag("dora"))) <= 1
+    assert ours.draw().away_from(alone.drawn()) == 0
+    assert ours.draw(tag("dora")).away_from(alone.drawn(tag("dora"))) <= 1
 
 
 def test_another_checkpoint_load_leaves_nothing(ours):
