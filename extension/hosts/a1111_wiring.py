@@ -124,7 +124,7 @@ class _Encoding:
             encoder = self._sessions.encoder(p, data, sampling_pass(p, steps, hires_steps))
             return function(model, texts, *more) if encoder is None else encoder.encode(function, model, texts, *more)
 
-        return type(p).get_conds_with_caching(p, encode, prompts, steps, caches, data, *rest, **named)
+        return type(p).get_conds_with_caching(p, encode, prompts, steps, caches, data, hires_steps, *rest)
 
 
 def encode_with(p: Any, sessions: Sessions) -> None:
