@@ -21,10 +21,18 @@ class Objects:
         return Objects(self.unet, self.clip)
 
 
+class Patcher:
+    def __init__(self):
+        self.refreshed = 0
+
+    def refresh_loras(self):
+        self.refreshed += 1
+
+
 def engine():
     """A model on which Forge's loader has put adapters."""
     made = SimpleNamespace(current_lora_hash="[['a.safetensors', 1.0, 1.0, False]]")
-    made.forge_objects_original = Objects("unet", "clip")
+    made.forge_objects_original = Objects(Patcher(), SimpleNamespace(patcher=Patcher()))
     made.forge_objects = Objects("patched unet", "patched clip")
     made.forge_objects_after_applying_lora = Objects("patched unet", "patched clip")
     return made
@@ -76,8 +84,11 @@ def tags(text):
 def test_letting_go_takes_its_patches_off(host):
     host.builtin.let_go()
     model = host.data.sd_model
-    assert (model.forge_objects.unet, model.forge_objects.clip) == ("unet", "clip")
-    assert model.forge_objects_after_applying_lora.unet == "unet" and model.current_lora_hash == "[]"
+    original = model.forge_objects_original
+    for objects in (model.forge_objects, model.forge_objects_after_applying_lora):
+        assert (objects.unet, objects.clip) == (original.unet, original.clip)
+    assert model.current_lora_hash == "[]"
+    assert original.unet.refreshed == original.clip.patcher.refreshed == 1  # the weights are put back at once
     assert host.loader.loaded_networks == [] and not host.builtin.busy
 
 

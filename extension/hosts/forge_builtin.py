@@ -13,10 +13,10 @@ class ForgeBuiltIn(BuiltIn):
     """What was registered for `lora` before us, or nothing."""
 
     def let_go(self) -> None:
-        """Has the model drawn without adapters from here on.
+        """Has it take its patches off, and Forge put the weights back at once.
 
-        Forge keeps adapters as patches of a patcher and merges them when it next puts the model to work; with patches
-        gone it puts the weights back then.
+        Forge itself would do so when it next puts the model to work; but some kinds of adapters read the base's weights
+        before that.
         """
         from modules import sd_models
 
@@ -31,6 +31,9 @@ class ForgeBuiltIn(BuiltIn):
             engine.forge_objects.unet = engine.forge_objects_original.unet
             engine.forge_objects.clip = engine.forge_objects_original.clip
             engine.forge_objects_after_applying_lora = engine.forge_objects.shallow_copy()
+            for patcher in (engine.forge_objects.unet, engine.forge_objects.clip.patcher):
+                if hasattr(patcher, "refresh_loras"):  # reForge has no such thing
+                    patcher.refresh_loras()
         self.busy = False
 
     def take(self, p: Any, tags: Iterable[Tag]) -> dict[str, str]:
