@@ -15,8 +15,15 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-OURS = "athanor-test"
-"""The folder, inside the WebUI's folders for LoRAs and embeddings, in which the tests put files; removed at the end."""
+from a1111_fixtures import (  # noqa: E402, F401
+    a1111_folders,
+    adapters,
+    alone,
+    neighbours,
+    ours,
+    servers,
+    state,
+)
 
 
 def pytest_addoption(parser):

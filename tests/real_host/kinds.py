@@ -169,26 +169,43 @@ KINDS: dict[str, tuple[Make, Callable[[], Iterator[Site]]]] = {
 }
 
 
-def write(path: Path, kind: str, state: dict[str, Tensor], seed: int = 0, strength: float = 1.0) -> Path:
+_FAMILY_ROOTS = {
+    "sd1": _ROOTS,
+    "sd2": {"unet": "model.diffusion_model.", "text_encoder": "cond_stage_model.model."},
+    "sdxl": {
+        "unet": "model.diffusion_model.",
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+}
+
+
+def _weight(site: Site, state: dict[str, Tensor], family: str) -> tuple[Tensor | None, bool]:
+    """The layer's weight in the checkpoint, and whether it has a bias."""
+    name = _FAMILY_ROOTS[family][site.component] + site.ldm_path
+    if site.ldm_part is not None:
+        fused = state.get(f"{name}_weight")
+        return (None if fused is None else fused.chunk(3)[site.ldm_part]), True
+    return state.get(f"{name}.weight"), f"{name}.bias" in state
+
+
+def write(path: Path, kind: str, state: dict[str, Tensor], seed: int = 0, family: str = "sd1") -> Path:
     """A file of this kind with random numbers on every layer it can sit on.
 
     Args:
         state: the checkpoint's tensors, under their names in a single file.
-        strength: factor of what a kind adds through its last matrix; only for telling files apart.
+        family: which family the checkpoint is of; others than SD1 get the kind on all their sites.
     """
     make, sites = KINDS[kind]
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for site in sites():
-        weight = state.get(f"{_ROOTS[site.component]}{site.ldm_path}.weight")
+    for site in sites() if family == "sd1" else all_sites(FAMILIES[family]):
+        weight, biased = _weight(site, state, family)
         if weight is None:
             continue
-        biased = f"{_ROOTS[site.component]}{site.ldm_path}.bias" in state
         for part, tensor in make(weight.float(), generator).items():
             if part == "diff_b" and not biased:
                 continue  # A1111's own loader breaks the model when it has to add a bias
-            if part == "lora_up.weight":
-                tensor = tensor * strength
             tensors[f"{site.name}.{part}"] = tensor.contiguous()
     if not tensors:
         raise ValueError(f"the checkpoint has no layer for {kind}")

@@ -77,12 +77,18 @@ class Server:
         while time.monotonic() < end:
             if self._process.poll() is not None:
                 raise RuntimeError(f"the WebUI ended at its start:\n{self.said()[-3000:]}")
-            try:
-                self.get("/sdapi/v1/options")
+            # A1111 cannot finish its start when a request comes before it has.
+            if "Startup time:" in self.said() and self._answers():
                 return self
-            except (OSError, urllib.error.URLError):
-                time.sleep(1)
+            time.sleep(1)
         raise RuntimeError(f"the WebUI did not answer:\n{self.said()[-3000:]}")
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/sdapi/v1/options")
+        except (OSError, urllib.error.URLError):
+            return False
+        return True
 
     def said(self) -> str:
         """What it printed so far."""

@@ -3,85 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from kinds import KINDS, write
-from server import PROMPT, Server
+from server import PROMPT
 
 from trainers.formats import safetensors_io
-
-OURS = "athanor-test"
-FLAGS = ("--use-cpu", "all", "--no-half", "--precision", "full", "--skip-torch-cuda-test", "--no-download-sd-model")
-BASE = "athanor-base.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folders(webui, kind_of_webui):
-    if kind_of_webui != "a1111":
-        pytest.skip("the WebUI is not AUTOMATIC1111")
-    found = {"lora": webui / "models" / "Lora" / OURS, "embedding": webui / "embeddings" / OURS}
-    for folder in found.values():
-        folder.mkdir(parents=True, exist_ok=True)
-    yield found
-    for folder in found.values():
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def state(webui, folders):
-    return safetensors_io.load(webui / "models" / "Stable-diffusion" / BASE)[0]
-
-
-@pytest.fixture(scope="module")
-def adapters(folders, state):
-    """An adapter of every kind, there before the servers start."""
-    return {kind: write(folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def neighbours(webui, folders):
-    """Two other extensions, one loaded before and one after ours, that own packages called as ours are."""
-    source = Path(__file__).parent / "neighbours"
-    made = [webui / "extensions" / one.name for one in source.iterdir() if one.is_dir()]
-    for folder in made:
-        shutil.copytree(source / folder.name, folder, dirs_exist_ok=True)
-    yield
-    for folder in made:
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def servers(webui, host_python, adapters, neighbours, tmp_path_factory):
-    logs = tmp_path_factory.mktemp("hosts")
-    made = [
-        Server(host_python, webui, logs / "with.log", FLAGS),
-        Server(host_python, webui, logs / "without.log", (*FLAGS, "--nowebui", "--disable-extra-extensions")),
-    ]
-    try:
-        for server in made:
-            server.wait()
-            server.post("/sdapi/v1/options", {"sd_model_checkpoint": BASE})
-        yield made
-    finally:
-        for server in made:
-            server.stop()
-
-
-@pytest.fixture
-def ours(servers):
-    yield servers[0]
-    # Whatever a test did, a picture without tags is the host's own afterwards.
-    assert servers[0].draw().away_from(servers[1].drawn()) == 0
-
-
-@pytest.fixture
-def alone(servers):
-    return servers[1]
 
 
 def tag(kind, weight=0.7, more=""):
@@ -165,8 +95,8 @@ def test_a_missing_file_is_reported_with_the_nearest_name(ours):
     assert drawn.away_from(ours.draw()) == 0
 
 
-def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, folders, state):
-    path = folders["lora"] / "again.safetensors"
+def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, a1111_folders, state):
+    path = a1111_folders["lora"] / "again.safetensors"
     write(path, "lora", state, seed=1)
     text = f"{PROMPT} <lora:again:0.7>"
     first = ours.draw(text)
@@ -178,13 +108,13 @@ def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, folders, s
     assert ours.draw(text).away_from(first) == 0
 
 
-def test_embeddings(ours, folders):
+def test_embeddings(ours, a1111_folders):
     generator = torch.Generator().manual_seed(3)
     width = 64
     for name in ("athanorword", "athanorodd"):
         vectors = torch.randn(2, width, generator=generator)
         tensors = {"emp_params": vectors, "note": torch.zeros(1)} if name == "athanorodd" else {"emb_params": vectors}
-        safetensors_io.save(folders["embedding"] / f"{name}.safetensors", tensors, {})
+        safetensors_io.save(a1111_folders["embedding"] / f"{name}.safetensors", tensors, {})
     plain = ours.draw("a drawing of ")
     for name in ("athanorword", "athanorodd"):  # the second one only we can read
         named = ours.draw(f"a drawing of {name}")
@@ -195,7 +125,7 @@ def test_embeddings(ours, folders):
         assert ours.draw(f"a drawing of <ti:{name}:0.5>").away_from(named) > 0
         halves = ours.draw(f"a drawing of <ti:{name}:1:stop=0.5>")
         assert halves.away_from(named) > 0 and halves.away_from(plain) > 0
-    safetensors_io.save(folders["embedding"] / "athanorword.safetensors", {"emb_params": vectors}, {})
+    safetensors_io.save(a1111_folders["embedding"] / "athanorword.safetensors", {"emb_params": vectors}, {})
     assert ours.draw("a drawing of athanorword").away_from(ours.draw("a drawing of athanorodd")) == 0
 
 
@@ -267,11 +197,6 @@ def test_generations_inside_generations(ours):
     again = ours.draw(f"{around} (inside: {PROMPT})", seed=6)
     assert (drawn.pictures[-1] == again.pictures[-1]).all()
     assert other.pictures
-
-
-def test_settings_and_the_plots_axis_are_on_the_page(ours):
-    page = str(ours.get("/config"))
-    assert "Athanor handles <lora:> tags" in page and "[Athanor] LoRA weight" in page
 
 
 def test_nothing_of_ours_was_in_an_error(ours):
