@@ -13,7 +13,8 @@ from extension.hosts.embedded.engine import Studio
 from extension.hosts.embedded.page_form import Form, build_form
 
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container > main { width: 100%; max-width: 100%; }
 .athanor-title h1 { margin: 0; font-size: 1.5rem; }
 .athanor-title p { margin: 0; opacity: .75; }
 .athanor-insert button { align-self: center; }
@@ -24,7 +25,6 @@ CSS = """
 .athanor-note, .athanor-problem { margin: 0; padding: 8px 12px 8px 28px; border-radius: 6px; list-style: disc;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .athanor-problem { border-color: #dc2626; }
-.athanor-results .grid-wrap { min-height: 280px; }
 """
 
 TAGS = """
@@ -46,6 +46,8 @@ A tag in the negative prompt acts on the negative side only. All tags are explai
 MAJOR = int(gr.__version__.split(".")[0])
 # Older WebUIs' torch goes with an older gradio, which takes the looks of the page elsewhere.
 PRIVATE = {"api_visibility": "private"} if MAJOR >= 6 else {"api_name": False}
+# Nothing is sent anywhere from here, so there is no button to share.
+BUTTONS = {"buttons": ["download", "fullscreen"]} if MAJOR >= 6 else {"show_share_button": False}
 
 
 def _theme() -> gr.Theme:
@@ -71,11 +73,11 @@ def _results(studio: Studio) -> dict[str, Any]:
         start = gr.Button("Draw", variant="primary", scale=3)
         stop = gr.Button("Stop", scale=1)
     status = gr.HTML()
-    gallery = gr.Gallery(
-        label="Pictures", columns=2, height=460, object_fit="contain", elem_classes="athanor-results", format="png"
-    )
+    gallery = gr.Gallery(label="Pictures", columns=2, height=460, object_fit="contain", format="png", **BUTTONS)
     notes = gr.HTML()
-    strip = gr.Image(label="From noise to picture", visible=False, format="png", interactive=False)
+    strip = gr.Image(
+        label="From noise to picture", show_label=False, visible=False, format="png", interactive=False, **BUTTONS
+    )
     infotext = gr.Textbox(
         label="Settings of this picture", lines=3, interactive=False, info="Also written into the PNG file"
     )

@@ -95,11 +95,11 @@ def _picture_fields(fields: dict[str, Any]) -> None:
     with gr.Row():
         fields["init_images"] = gr.Image(label="Picture to start from", type="pil", height=220, sources=["upload"])
         fields["mask"] = gr.Image(
-            label="Mask (optional): only what is white in it is drawn anew", type="pil", height=220, sources=["upload"]
+            label="Mask (optional): white is drawn anew", type="pil", height=220, sources=["upload"]
         )
     with gr.Row(equal_height=True):
         fields["denoising_strength"] = gr.Slider(
-            0, 1, value=0.6, step=0.05, label="How much may change", info="0 keeps the picture, 1 draws a new one"
+            0, 1, value=0.6, step=0.05, label="How much may change", info="0: nothing, 1: all"
         )
         fields["resize_mode"] = gr.Dropdown(
             RESIZE_MODES,
