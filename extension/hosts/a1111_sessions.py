@@ -46,6 +46,7 @@ class Session:
     model: Any = None
     cursor: Cursor = field(default_factory=Cursor)
     bundled: Any = field(default_factory=Bundled)
+    handed: bool = False
 
     def close(self) -> None:
         """Takes off what the injection itself does not know of."""
