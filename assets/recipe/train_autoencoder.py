@@ -158,8 +158,8 @@ class Training(Resumable):
             if self.rank == 0 and self.step % 20 == 0:
                 print(self.step, round(self.seconds, 1), round(error, 4), round(kl, 3), flush=True)
             if self.rank == 0 and (last or self.step % every == 0):
-                self.report(sets, error, kl)
                 self.save()
+                self.report(sets, error, kl)
 
     def export(self) -> None:
         """Write the averaged weights with normalised latents."""

@@ -130,8 +130,8 @@ class Training(Resumable):
             if self.rank == 0 and self.step % 20 == 0:
                 print(self.step, round(self.seconds, 1), round(loss, 4), flush=True)
             if self.rank == 0 and (last or self.step % every == 0):
-                self.report(loss)
                 self.save()
+                self.report(loss)
 
 
 def main() -> None:
