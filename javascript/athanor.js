@@ -1,0 +1,189 @@
+// The tab's frame: where it is put, how it asks our routes, which screen is shown. The screens register themselves in
+// athanor.screens (athanor_train.js, athanor_runs.js, athanor_data.js, athanor_library.js).
+"use strict";
+(function () {
+  const athanor = (window.athanor = window.athanor || {});
+  athanor.screens = athanor.screens || {};
+  const ORDER = ["data", "train", "runs", "library"];
+  const TITLES = { data: "Data", train: "Train", runs: "Runs", library: "Library" };
+
+  // ---- small helpers
+
+  /** An element: h("button", {class: "x", onclick: f}, "text", child). Texts are set as text, never as HTML. */
+  athanor.h = function (tag, attributes, ...children) {
+    const svg = ["svg", "path", "line", "circle", "text", "g", "polyline", "title"].includes(tag);
+    const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === undefined || value === null || value === false) continue;
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (["value", "checked", "disabled", "open", "selected"].includes(name)) element[name] = value;
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    return element;
+  };
+  const h = athanor.h;
+
+  athanor.fill = function (element, ...children) {
+    element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    return element;
+  };
+
+  athanor.duration = function (seconds) {
+    if (seconds === null || seconds === undefined || !isFinite(seconds)) return "";
+    if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+    if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+    return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  };
+
+  athanor.size = function (bytes) {
+    if (!bytes) return "";
+    const units = ["B", "KB", "MB", "GB", "TB"];
+    const power = Math.min(units.length - 1, Math.floor(Math.log2(bytes) / 10));
+    return `${(bytes / 1024 ** power).toFixed(power && bytes / 1024 ** power < 10 ? 1 : 0)} ${units[power]}`;
+  };
+
+  athanor.count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+  athanor.newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("");
+
+  // ---- our routes
+
+  athanor.url = (path) => new URL("athanor/v1/" + path, document.baseURI).href;
+
+  /** An answer of a route; throws an Error whose `problems` are sentences. */
+  athanor.api = async function (path, body, raw) {
+    const options = { credentials: "same-origin", headers: {} };
+    if (body !== undefined) {
+      options.method = "POST";
+      options.body = raw ? body : JSON.stringify(body);
+      if (!raw) options.headers["Content-Type"] = "application/json";
+    }
+    let answer;
+    try {
+      answer = await fetch(athanor.url(path), options);
+    } catch (error) {
+      throw Object.assign(new Error("offline"), { problems: ["The WebUI does not answer. Is it still running?"] });
+    }
+    const content = await answer.json().catch(() => ({}));
+    if (answer.ok) return content;
+    const problems = content.problems || [content.detail || `The WebUI refused this (${answer.status}).`];
+    throw Object.assign(new Error(problems[0]), { problems, status: answer.status });
+  };
+
+  // ---- what is said to the person
+
+  athanor.problems = (sentences, kind) =>
+    sentences && sentences.length
+      ? h("ul", { class: `athanor-said athanor-${kind || "problem"}`, role: kind ? "status" : "alert" },
+          sentences.map((sentence) => h("li", {}, String(sentence))))
+      : "";
+
+  athanor.say = function (...sentences) {
+    const place = document.getElementById("athanor-toast");
+    if (!place) return;
+    athanor.fill(place, sentences.map((sentence) => h("p", {}, sentence)));
+    place.classList.add("athanor-shown");
+    clearTimeout(athanor.sayTimer);
+    athanor.sayTimer = setTimeout(() => place.classList.remove("athanor-shown"), 6000);
+  };
+
+  /** Runs `work` with the button greyed out, and says what went wrong. */
+  athanor.busy = async function (button, work) {
+    button.disabled = true;
+    try {
+      return await work();
+    } catch (error) {
+      athanor.say(...(error.problems || [String(error)]));
+    } finally {
+      button.disabled = false;
+    }
+  };
+
+  /** A word of jargon with its explanation: a button, so that the keyboard reaches it too. */
+  athanor.help = function (text) {
+    const bubble = h("span", { class: "athanor-bubble", role: "tooltip" }, text);
+    return h("span", { class: "athanor-help" },
+      h("button", { type: "button", class: "athanor-mark", "aria-label": text }, "?"), bubble);
+  };
+
+  // ---- prompts of the host
+
+  /** Puts a tag at the end of the prompt; where no prompt is found, into the clipboard. */
+  athanor.useInPrompt = async function (text) {
+    const prompt = document.querySelector("#txt2img_prompt textarea, textarea#txt2img_prompt");
+    if (!prompt) {
+      await navigator.clipboard.writeText(text).catch(() => {});
+      athanor.say(`Copied: ${text}`);
+      return;
+    }
+    if (!prompt.value.includes(text)) {
+      const joined = prompt.value.trim() ? `${prompt.value.trim()} ${text}` : text;
+      Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(prompt, joined);
+      prompt.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    athanor.say(`In the prompt of “txt2img”: ${text}`);
+  };
+
+  // ---- the frame
+
+  athanor.show = function (name) {
+    athanor.shown = name;
+    for (const each of ORDER) {
+      const chosen = each === name;
+      const panel = document.getElementById(`athanor-screen-${each}`);
+      const tab = document.getElementById(`athanor-to-${each}`);
+      if (!panel) continue;
+      panel.hidden = !chosen;
+      tab.setAttribute("aria-selected", String(chosen));
+      tab.tabIndex = chosen ? 0 : -1;
+    }
+    const screen = athanor.screens[name];
+    if (screen && screen.shown) screen.shown();
+  };
+
+  function walkTabs(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const names = ORDER.filter((name) => athanor.screens[name]);
+    const next = names[(names.indexOf(athanor.shown) + step + names.length) % names.length];
+    athanor.show(next);
+    document.getElementById(`athanor-to-${next}`).focus();
+  }
+
+  function build(root) {
+    const names = ORDER.filter((name) => athanor.screens[name]);
+    const bar = h("div", { class: "athanor-tabs", role: "tablist", "aria-label": "Athanor", onkeydown: walkTabs },
+      names.map((name) => h("button", {
+        type: "button", role: "tab", id: `athanor-to-${name}`, "aria-controls": `athanor-screen-${name}`,
+        onclick: () => athanor.show(name),
+      }, TITLES[name])));
+    const panels = names.map((name) =>
+      h("section", { id: `athanor-screen-${name}`, class: "athanor-screen", role: "tabpanel",
+        "aria-labelledby": `athanor-to-${name}`, hidden: true }));
+    athanor.fill(root, bar, panels, h("div", { id: "athanor-toast", role: "status", "aria-live": "polite" }));
+    names.forEach((name, index) => athanor.screens[name].build(panels[index]));
+    athanor.show(athanor.shown || "train");
+  }
+
+  /** Whether the tab can be seen now: nothing is asked for a tab that is not. */
+  athanor.isVisible = function () {
+    const root = document.getElementById("athanor");
+    return Boolean(root && root.offsetParent && document.visibilityState === "visible");
+  };
+
+  function mount() {
+    const root = document.getElementById("athanor");
+    if (root && !root.querySelector(".athanor-tabs") && Object.keys(athanor.screens).length === ORDER.length) build(root);
+  }
+
+  // Hosts make a tab's content whenever they like, some of them anew.
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; mount(); });
+  }).observe(document.documentElement, { childList: true, subtree: true });
+  document.addEventListener("DOMContentLoaded", mount);
+  athanor.mount = mount;
+})();

@@ -1,0 +1,51 @@
+// The loss curve as inline SVG: the loss of each step faint, its running average strong, held-out losses as dots with
+// the best one ringed.
+"use strict";
+(function () {
+  const athanor = (window.athanor = window.athanor || {});
+  const WIDE = 640, HIGH = 220, LEFT = 52, RIGHT = 12, TOP = 12, BOTTOM = 28;
+
+  function range(values) {
+    const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
+    if (!sorted.length) return [0, 1];
+    // The wildest hundredth of the single losses does not flatten the rest.
+    const low = sorted[Math.floor(sorted.length * 0.01)], high = sorted[Math.ceil(sorted.length * 0.99) - 1];
+    const room = (high - low || high || 1) * 0.08;
+    return [Math.max(0, low - room), high + room];
+  }
+
+  function round(value) {
+    const power = 10 ** Math.floor(Math.log10(value || 1));
+    return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
+  }
+
+  function ticks(low, high, most) {
+    const step = round((high - low) / most || 1), found = [];
+    for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) found.push(value);
+    return found;
+  }
+
+  /** The SVG for (step, loss, average) and validation events; `steps` is the run's last step. */
+  athanor.plot = function (losses, validations, steps) {
+    const h = athanor.h;
+    const held = validations.filter((each) => Number.isFinite(each.loss));
+    const [low, high] = range([...losses.map((each) => each[1]), ...losses.map((each) => each[2]), ...held.map((each) => each.loss)]);
+    const last = Math.max(steps || 0, losses.length ? losses[losses.length - 1][0] : 0, 1);
+    const x = (step) => LEFT + ((WIDE - LEFT - RIGHT) * step) / last;
+    const y = (loss) => TOP + (HIGH - TOP - BOTTOM) * (1 - (Math.min(Math.max(loss, low), high) - low) / (high - low || 1));
+    const line = (column) => losses.map((each) => `${x(each[0]).toFixed(1)},${y(each[column]).toFixed(1)}`).join(" ");
+    const across = ticks(0, last, 6).filter(Number.isInteger).map((step) =>
+      h("text", { x: x(step), y: HIGH - 9, "text-anchor": "middle" }, String(step)));
+    const up = ticks(low, high, 4).map((value) => h("g", {},
+      h("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y(value), y2: y(value), class: "athanor-rule" }),
+      h("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, String(+value.toPrecision(3)))));
+    const best = held.reduce((found, each) => (!found || each.loss < found.loss ? each : found), null);
+    const dots = held.map((each) => h("circle", { cx: x(each.step), cy: y(each.loss), r: each === best ? 6 : 3.5,
+      class: each === best ? "athanor-best" : "athanor-held" },
+      h("title", {}, `Held-out loss ${each.loss.toFixed(4)} at step ${each.step}${each === best ? " (lowest)" : ""}`)));
+    const average = losses.length ? losses[losses.length - 1][2].toFixed(4) : "none yet";
+    return h("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "athanor-plot", role: "img",
+      "aria-label": `Loss over the steps; running average ${average}` }, up, across,
+      h("polyline", { points: line(1), class: "athanor-loss" }), h("polyline", { points: line(2), class: "athanor-average" }), dots);
+  };
+})();

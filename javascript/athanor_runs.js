@@ -1,0 +1,242 @@
+// Runs: the queue on the left, one run on the right; both are polled while they can be seen.
+"use strict";
+(function () {
+  const athanor = (window.athanor = window.athanor || {});
+  athanor.screens = athanor.screens || {};
+  const WORKING = ["queued", "preparing", "training", "stopping"];
+  const WORDS = { queued: "waiting", preparing: "getting ready", training: "training", stopping: "stopping", stopped: "stopped",
+    done: "done", failed: "failed", interrupted: "interrupted" };
+  const BUTTONS = {
+    stop: ["Stop", "Saves, then stops; it can be resumed."],
+    stop_now: ["Stop now", "Ends it at once; what was not saved is lost."],
+    save: ["Save now", "Writes a file that can be used, and goes on."],
+    sample: ["Draw samples now", "Draws the sample prompts, and goes on."],
+    resume: ["Resume", "Goes on from the last saved state."],
+    again: ["Run again with changes", "Puts its options into the form."],
+    delete: ["Delete", "Moves it to the trash folder of the runs."],
+  };
+  let h, parts;
+  const state = { chosen: null, run: null, losses: [], generation: null, shownStep: null, running: false };
+
+  function build(panel) {
+    h = athanor.h;
+    parts = { list: h("div", { class: "athanor-list", "aria-label": "Runs" }), detail: h("div", { class: "athanor-detail" }) };
+    athanor.fill(panel, h("div", { class: "athanor-columns athanor-runs" }, parts.list, parts.detail));
+    buildDetail();
+    if (!state.running) { state.running = true; poll(); }
+  }
+
+  // ---- polling
+
+  async function poll() {
+    let pause = 3000;
+    if (athanor.isVisible() && athanor.shown === "runs") {
+      const busy = await refresh();
+      pause = busy ? 1000 : 3000;
+    }
+    setTimeout(poll, pause);
+  }
+
+  /** Asks once at a time: whoever asks meanwhile gets the same answer, and after a choice a new one. */
+  function refresh() {
+    state.asking = state.asking || ask().finally(() => { state.asking = null; });
+    return state.asking;
+  }
+
+  async function ask() {
+    try {
+      const runs = (await athanor.api("jobs")).jobs;
+      if (!state.chosen && runs.length) state.chosen = runs[0].id;
+      drawList(runs);
+      if (state.chosen) await refreshRun();
+      return runs.some((run) => WORKING.includes(run.state));
+    } catch (error) {
+      athanor.fill(parts.said, athanor.problems(error.problems || [String(error)]));
+      return false;
+    }
+  }
+
+  async function refreshRun() {
+    const id = state.chosen, last = state.losses.length ? state.losses[state.losses.length - 1][0] : -1;
+    try {
+      const run = await athanor.api(`jobs/${encodeURIComponent(id)}?since=${last}&generation=${state.generation ?? -1}`);
+      if (id !== state.chosen) return;
+      const known = run.generation === state.generation ? state.losses : [];
+      state.losses = [...known, ...run.losses.filter((each) => !known.length || each[0] > known[known.length - 1][0])];
+      state.generation = run.generation;
+      state.run = run;
+      drawDetail(run);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      choose(null);
+    }
+  }
+
+  function choose(id) {
+    Object.assign(state, { chosen: id, run: null, losses: [], generation: null, shownStep: null });
+    parts.detail.dataset.state = "none";
+    return (state.asking || Promise.resolve()).then(refresh);
+  }
+
+  athanor.openRun = function (id) {
+    athanor.show("runs");
+    return choose(id);
+  };
+
+  // ---- the list
+
+  const update = (element, name, value) => { if (element[name] !== value) element[name] = value; };
+
+  function drawList(runs) {
+    if (!runs.length) {
+      athanor.fill(parts.list, h("p", { class: "athanor-quiet" }, "Nothing was trained here yet. Start under Train."));
+      return;
+    }
+    const cards = new Map([...parts.list.querySelectorAll(".athanor-card")].map((card) => [card.dataset.id, card]));
+    const wanted = runs.map((run) => drawCard(cards.get(run.id) || makeCard(run.id), run));
+    if (wanted.length !== parts.list.children.length || wanted.some((card, index) => parts.list.children[index] !== card)) {
+      athanor.fill(parts.list, wanted);
+    }
+  }
+
+  function makeCard(id) {
+    const card = h("div", { class: "athanor-card" },
+      h("button", { type: "button", class: "athanor-open", onclick: () => choose(id) },
+        h("b", {}, ""), h("small", {}, ""), h("span", { class: "athanor-bar" }, h("i", {}))),
+      h("span", { class: "athanor-moves" },
+        [["up", "▲", "Earlier"], ["down", "▼", "Later"]].map(([where, sign, title]) => h("button", { type: "button", title, "aria-label": title,
+          onclick: (event) => athanor.busy(event.currentTarget, () => athanor.api(`jobs/${encodeURIComponent(id)}/move`, { where }).then(refresh)) }, sign))));
+    card.dataset.id = id;
+    return card;
+  }
+
+  function drawCard(card, run) {
+    update(card.querySelector("b"), "textContent", run.name === run.id ? run.id : `${run.name} · ${run.id}`);
+    update(card.querySelector("small"), "textContent", summary(run));
+    card.querySelector("i").style.width = `${(run.progress * 100).toFixed(1)}%`;
+    card.dataset.state = run.state;
+    card.classList.toggle("athanor-chosen", run.id === state.chosen);
+    card.querySelector(".athanor-open").setAttribute("aria-current", String(run.id === state.chosen));
+    return card;
+  }
+
+  function summary(run) {
+    if (run.state === "queued") return run.place === 1 ? "waiting, next" : `waiting, number ${run.place}`;
+    if (run.state === "preparing") return run.parts ? `${run.doing}: ${run.done_parts} of ${run.parts}` : "getting ready";
+    const steps = run.steps ? `step ${run.step} of ${run.steps}` : "";
+    const left = run.state === "training" && run.eta ? `, ${athanor.duration(run.eta)} left` : "";
+    return `${WORDS[run.state]}${steps ? ` · ${steps}` : ""}${left}`;
+  }
+
+  // ---- one run
+
+  function buildDetail() {
+    Object.assign(parts, {
+      title: h("h3", {}), status: h("p", { class: "athanor-status" }), bar: h("i", {}), buttons: h("div", { class: "athanor-buttons" }),
+      said: h("div"), plot: h("div", { class: "athanor-plot-box" }), legend: h("p", { class: "athanor-legend" }),
+      samples: h("div", { class: "athanor-samples" }), slider: h("input", { type: "range", min: 0, max: 0, step: 1, "aria-label": "Samples by step",
+        oninput: () => { state.shownStep = Number(parts.slider.value); drawSamples(state.run); } }),
+      sliderStep: h("span", { class: "athanor-quiet" }), outputs: h("div", { class: "athanor-outputs" }), log: h("pre", { class: "athanor-log", tabindex: 0 }),
+      sampleBox: null,
+    });
+    parts.sampleBox = h("div", { class: "athanor-box" }, h("h4", {}, "Sample pictures"),
+      h("div", { class: "athanor-slider" }, parts.slider, parts.sliderStep), parts.samples);
+    athanor.fill(parts.detail, parts.title, parts.status, h("div", { class: "athanor-bar athanor-tall", role: "progressbar",
+      "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.bar), parts.buttons, parts.said,
+      h("div", { class: "athanor-box" }, h("h4", {}, "Loss", athanor.help("How far the model's guesses are from the pictures. It is noisy; watch the strong line. Held-out pictures (dots) tell whether it learns or only memorises.")), parts.plot, parts.legend),
+      parts.sampleBox, h("div", { class: "athanor-box" }, h("h4", {}, "Files"), parts.outputs),
+      h("details", {}, h("summary", {}, "What the trainer printed"), parts.log));
+    parts.detail.dataset.state = "none";
+  }
+
+  function drawDetail(run) {
+    parts.detail.dataset.state = run.state;
+    update(parts.title, "textContent", run.name);
+    update(parts.status, "textContent", statusLine(run));
+    const shown = run.state === "preparing" && run.parts ? run.done_parts / run.parts : run.progress;
+    parts.bar.style.width = `${(shown * 100).toFixed(1)}%`;
+    parts.bar.parentElement.setAttribute("aria-valuenow", Math.round(shown * 100));
+    drawButtons(run);
+    said(parts.said, JSON.stringify([run.problems, run.notes]), () => [athanor.problems(run.problems), athanor.problems(run.notes, "note")]);
+    said(parts.plot, `${state.losses.length} ${run.validations.length} ${run.generation} ${run.step}`, () => state.losses.length
+      ? athanor.plot(state.losses, run.validations, run.steps) : h("p", { class: "athanor-quiet" }, "The curve begins with the first step."));
+    update(parts.legend, "textContent", legend(run));
+    drawSamples(run);
+    said(parts.outputs, JSON.stringify(run.outputs), () => run.outputs.length ? run.outputs.map((output) => outputRow(run, output))
+      : h("p", { class: "athanor-quiet" }, "The file appears here when the run is done, or with “Save now”."));
+    update(parts.log, "textContent", run.log.join("\n"));
+  }
+
+  /** Draws a part anew only when what it shows has changed, so that nothing flickers. */
+  function said(place, key, draw) {
+    if (place.dataset.key === key) return;
+    place.dataset.key = key;
+    athanor.fill(place, [draw()].flat());
+  }
+
+  function statusLine(run) {
+    const parts = [WORDS[run.state]];
+    if (run.state === "preparing" && run.doing) parts.push(run.parts ? `${run.doing}: ${run.done_parts} of ${run.parts}` : run.doing);
+    if (run.steps) parts.push(`step ${run.step} of ${run.steps}`);
+    if (run.eta) parts.push(`${athanor.duration(run.eta)} left`);
+    if (run.seconds_per_step) parts.push(`${run.seconds_per_step.toFixed(run.seconds_per_step < 1 ? 2 : 1)} s a step`);
+    return parts.join(" · ");
+  }
+
+  function legend(run) {
+    if (!state.losses.length) return "";
+    const held = run.validations.filter((each) => Number.isFinite(each.loss));
+    const best = held.reduce((found, each) => (!found || each.loss < found.loss ? each : found), null);
+    const average = `Running average ${run.loss_average === null ? "" : run.loss_average.toFixed(4)}`;
+    return best ? `${average} · lowest held-out loss ${best.loss.toFixed(4)} at step ${best.step}` : average;
+  }
+
+  function drawButtons(run) {
+    said(parts.buttons, run.id + run.actions.join(), () => run.actions.filter((action) => BUTTONS[action]).map((action) => {
+      const [label, title] = BUTTONS[action];
+      return h("button", { type: "button", title, class: action === "resume" ? "athanor-primary" : "", onclick: (event) => act(run, action, event.currentTarget) },
+        action === "stop" && run.state === "queued" ? "Take out of the queue" : label);
+    }));
+  }
+
+  async function act(run, action, button) {
+    await athanor.busy(button, async () => {
+      const id = encodeURIComponent(run.id);
+      if (action === "again") return athanor.fillForm((await athanor.api(`jobs/${id}/job`)).job);
+      await athanor.api(`jobs/${id}/${action}`, {});
+      if (action === "delete") {
+        athanor.say(`“${run.id}” lies in the trash folder of the runs.`);
+        state.chosen = null;
+        state.losses = [];
+      }
+      if (action === "save" || action === "sample") athanor.say("Asked for; it is done after the present step.");
+      return refresh();
+    });
+  }
+
+  function drawSamples(run) {
+    const steps = [...new Set(run.samples.map((sample) => sample.step))];
+    parts.sampleBox.hidden = !steps.length;
+    if (!steps.length) return;
+    const newest = state.shownStep === null || state.shownStep >= steps.length - 1;
+    parts.slider.max = steps.length - 1;
+    const index = newest ? steps.length - 1 : state.shownStep;
+    if (newest) { state.shownStep = null; parts.slider.value = index; }
+    parts.slider.disabled = steps.length < 2;
+    update(parts.sliderStep, "textContent", `step ${steps[index]}`);
+    const shown = run.samples.filter((sample) => sample.step === steps[index]);
+    said(parts.samples, run.id + shown.map((sample) => sample.path).join(), () => shown.map((sample) => h("figure", {},
+      h("img", { src: athanor.url(`jobs/${encodeURIComponent(run.id)}/samples/${encodeURIComponent(sample.path.split("/").pop())}`), alt: sample.prompt, loading: "lazy" }),
+      h("figcaption", {}, sample.prompt))));
+  }
+
+  function outputRow(run, output) {
+    const name = output.file.replace(/\.safetensors$/, "");
+    const tag = run.method === "textual_inversion" ? `<ti:${name}:1>` : `<lora:${name}:1>`;
+    const text = run.trigger && run.method === "lora" ? `${run.trigger} ${tag}` : tag;
+    return h("div", { class: "athanor-output" }, h("span", {}, output.file, output.kind === "result" ? "" : ` (step ${output.step})`),
+      ["lora", "textual_inversion"].includes(run.method) ? h("button", { type: "button", onclick: () => athanor.useInPrompt(text) }, "Use in prompt") : "");
+  }
+
+  athanor.screens.runs = { build, shown: () => { if (parts) refresh(); } };
+})();
