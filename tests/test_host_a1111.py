@@ -145,6 +145,23 @@ def test_tags_that_another_extension_read_still_act(host, library):
     assert [one.tag.name for one in wanted.found] == ["cat", "dog"]
 
 
+def test_with_extra_networks_turned_off_tags_are_taken_out_and_nothing_acts(host, library):
+    p = stand_ins.Processing(["a <lora:cat>"], ["n <lora:dog>"])
+    p.disable_extra_networks = True
+    assert read(host, library, p) is None
+    assert p.prompts == ["a "] and p.negative_prompts == ["n "]
+
+
+def test_what_belongs_to_the_pass_at_hand(host, library):
+    p = stand_ins.Processing(
+        ["a <lora:cat>"], [""], enable_hr=True, all_hr_prompts=["h <lora:dog>"], all_hr_negative_prompts=[""]
+    )
+    first = read(host, library, p)
+    assert ours("tags").carried_now(p) is first
+    p.is_hr_pass = True
+    assert ours("tags").carried_now(p).hires
+
+
 # --- rows
 
 

@@ -59,7 +59,7 @@ def setup(monkeypatch, tmp_path):
         batch = [[stand_ins.Composable(schedule) for _, schedule in found] for found in parts]
         return stand_ins.Multicond((len(prompts),), batch)
 
-    def encode(prompts, negatives):
+    def encode(prompts, negatives, change=lambda text: text):
         wanted = read_wanted(prompts, negatives, library, kinds=("lora", "ti"))
         injection = Injection("sd1", {"unet": unet, "text_encoder": model})
         generation = injection.begin(owner, wanted.uses("sd1"))
@@ -70,7 +70,7 @@ def setup(monkeypatch, tmp_path):
 
         def texts(parsed, negative):
             shown = [conditioning.weighted_text(one, library.embeddings, 0, CALLS) for one in parsed]
-            return stand_ins.SdConditioning(shown, is_negative_prompt=negative)
+            return stand_ins.SdConditioning(map(change, shown), is_negative_prompt=negative)
 
         positive = encoder.encode(multicond, model, texts(wanted.batch.prompts, False), CALLS)
         negative = encoder.encode(schedules, model, texts(wanted.batch.negatives, True), CALLS)
@@ -117,6 +117,12 @@ def test_a_window_cuts_the_encoding_where_it_opens(setup):
 def test_an_embeddings_window_changes_the_text(setup):
     positive, _ = setup(["a <ti:shiny:1:stop=3>"], [""])
     assert plain(positive.batch[0][0].schedules) == [(2, ("a shiny", 0.0)), (9, ("a", 0.0))]
+
+
+def test_a_text_that_another_extension_changed_stays_changed(setup):
+    positive, _ = setup(["a <ti:shiny:1:stop=3>"], [""], change=lambda text: text + " more")
+    schedules = positive.batch[0][0].schedules
+    assert {entry.cond[0] for entry in schedules} == {"a shiny more"}
 
 
 def test_prompt_editing_and_windows_together():

@@ -68,6 +68,7 @@ class Encoder:
         generation: whose text-encoder weights act while the host encodes.
         parsed, negatives: the prompts as read, one per picture.
         store: the embeddings that `<ti:…>` may name.
+        given: the host's texts as they were left when the tags were read, (prompts, negatives).
     """
 
     def __init__(
@@ -77,12 +78,17 @@ class Encoder:
         negatives: Sequence[ParsedPrompt],
         store: EmbeddingStore,
         sampling: Pass,
+        given: tuple[Sequence[str], Sequence[str]] | None = None,
     ) -> None:
         self._generation = generation
         self._parsed = {False: list(parsed), True: list(negatives)}
         self._store = store
         self._pass = sampling
+        self._given = {False: given[0], True: given[1]} if given else self._texts_at_start()
         self._components = [] if generation is None else [name for name in TEXT_COMPONENTS if name in generation.rows]
+
+    def _texts_at_start(self) -> dict[bool, list[str]]:
+        return {side: [self._text(i, side, 0) for i in range(len(parsed))] for side, parsed in self._parsed.items()}
 
     # --- what differs
 
@@ -126,7 +132,7 @@ class Encoder:
         negative = bool(getattr(prompts, "is_negative_prompt", False))
         for picture, given in enumerate(prompts):
             # A text that another extension changed since it was read stays as that one wants it.
-            if given == self._text(picture, negative, 0):
+            if given == self._given[negative][picture]:
                 texts[picture] = self._text(picture, negative, segment.step)
         self._set(row, segment.step)
         try:

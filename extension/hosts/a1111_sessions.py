@@ -16,7 +16,7 @@ from extension.hosts.a1111_conditioning import Encoder, Pass
 from extension.hosts.a1111_embeddings import Bundled, problems_of_named
 from extension.hosts.a1111_infotext import add_lora_hashes, add_notes
 from extension.hosts.a1111_rows import Cursor, rows_of_params
-from extension.hosts.a1111_tags import carried, wanted_from_items
+from extension.hosts.a1111_tags import carried, carried_now, wanted_from_items
 from extension.hosts.base import Host, LoadedModel
 from extension.hosts.merging import may_merge
 from extension.injection import Adapter, Generation, Injection
@@ -117,7 +117,7 @@ class Sessions:
         p = getattr(params.denoiser, "p", None)
         if p is None or not self._sessions:
             return
-        session = self.ensure(p)
+        session = self._of_pass(p, self.ensure(p))
         if session is None or session.generation is None:
             return
         denoiser = params.denoiser
@@ -136,7 +136,7 @@ class Sessions:
         if session is None or session.wanted is not one.wanted:
             session = self._begin(p, one.wanted, one.hires)
         batch = one.wanted.batch
-        return Encoder(session.generation, batch.prompts, batch.negatives, self.library.embeddings, sampling)
+        return Encoder(session.generation, batch.prompts, batch.negatives, self.library.embeddings, sampling, one.texts)
 
     # --- what is another thing in a relative of this host
 
@@ -200,6 +200,18 @@ class Sessions:
         covered = self._injection is None or self._injection.current is not session.generation
         if moved or covered or session.generation is None:
             session = self._begin(p, session.wanted, session.hires)
+        return session
+
+    def _of_pass(self, p: Any, session: Session | None) -> Session | None:
+        """The session with what belongs to the pass that is sampled now: prompts may be encoded for another one."""
+        one = carried_now(p)
+        if session is None or (one is not None and session.wanted is one.wanted):
+            return session
+        if one is not None:
+            return self._begin(p, one.wanted, one.hires)
+        if session.hires != bool(getattr(p, "is_hr_pass", False)):
+            self._end(p)
+            return self.ensure(p)
         return session
 
     def _begin(self, p: Any, wanted: Wanted, hires: bool) -> Session:

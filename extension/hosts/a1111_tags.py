@@ -23,10 +23,17 @@ class Carried(extra_networks.ExtraNetworkParams):
     belongs to the pass at hand to whoever is registered for `lora`: so the pass is never guessed.
     """
 
-    def __init__(self, wanted: Wanted, hires: bool) -> None:
+    def __init__(self, wanted: Wanted, hires: bool, texts: tuple[list[str], list[str]] = ((), ())) -> None:
         super().__init__(items=["athanor", wanted.fingerprint(), "hires" if hires else "first"])
         self.wanted = wanted
         self.hires = hires
+        self.texts = texts
+
+
+def carried_now(p: Any) -> Carried | None:
+    """What belongs to the pass that `p` is in; None without tags of ours."""
+    data = getattr(p, "hr_extra_network_data" if getattr(p, "is_hr_pass", False) else "extra_network_data", None)
+    return carried((data or {}).get("lora", ()))
 
 
 def carried(params_list: Iterable[Any]) -> Carried | None:
@@ -60,7 +67,7 @@ def _read(p: Any, prompts: list[str], negatives: list[str], hires: bool, library
     total = (getattr(p, "hr_second_pass_steps", 0) if hires else 0) or p.steps
     prompts[:] = [weighted_text(parsed, library.embeddings, 0, total, hires) for parsed in wanted.batch.prompts]
     negatives[:] = [weighted_text(parsed, library.embeddings, 0, total, hires) for parsed in wanted.batch.negatives]
-    return Carried(wanted, hires)
+    return Carried(wanted, hires, (list(prompts), list(negatives)))
 
 
 def _plain_items(wanted: Wanted) -> list[Any]:
@@ -85,14 +92,14 @@ def read_batch(p: Any, library: Library, scope: str) -> None:
     if second is not None:
         _with_hires_texts(p, hires, p.parse_extra_network_prompts)
         p.hr_negative_prompts = hires[1]
-        _hand_on(p.hr_extra_network_data, second)
+        _hand_on(p, p.hr_extra_network_data, second)
     else:
         p.parse_extra_network_prompts()
-    _hand_on(p.extra_network_data, first)
+    _hand_on(p, p.extra_network_data, first)
 
 
-def _hand_on(data: Any, one: Carried) -> None:
-    if _acts(one):
+def _hand_on(p: Any, data: Any, one: Carried) -> None:
+    if _acts(one) and not getattr(p, "disable_extra_networks", False):
         data["lora"] = [*_plain_items(one.wanted), one]
 
 

@@ -64,6 +64,14 @@ def test_a_tag_in_the_negative_prompt_acts_on_its_rows_only(ours):
     assert "Lora hashes" in drawn.infotext
 
 
+def test_pictures_of_a_batch_have_tags_of_their_own(ours):
+    one, other = (f"{PROMPT} <lora:k_{kind}:0.7:for=picture>" for kind in ("lora", "loha"))
+    both = ours.draw(f"(pictures: {one} | {other})", batch_size=2)
+    alone = [ours.draw(tag("lora")), ours.draw(tag("loha"), seed=6)]
+    for drawn, expected in zip(both.pictures, alone, strict=True):
+        assert abs(drawn.astype(int) - expected.pictures[0].astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "DDIM"])
 def test_two_halves_of_the_run_are_the_whole(ours, sampler):
     whole = ours.draw(tag("lora"), sampler_name=sampler)

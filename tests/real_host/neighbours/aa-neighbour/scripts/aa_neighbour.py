@@ -1,7 +1,8 @@
 """Loaded before ours: owns a package that ours has too, says what is on the model, and makes trouble on request.
 
 A prompt with "(trouble)" breaks in mid-sampling, one with "(checksum)" has the model looked at in every step, and
-"(inside: text)" draws another picture inside the generation, as detailers do.
+"(inside: text)" draws another picture inside the generation, as detailers do; "(pictures: one | another)" gives each
+picture of a batch its own prompt.
 """
 
 import gc
@@ -71,6 +72,11 @@ class Inside(scripts.Script):
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
+
+    def process(self, p, *args):
+        found = re.search(r"\(pictures: (.*)\)$", p.prompt)
+        if found is not None:
+            p.all_prompts = found.group(1).split(" | ")
 
     def postprocess_image(self, p, pp, *args):
         found = re.search(r"\(inside: ([^)]*)\)", p.prompt)
