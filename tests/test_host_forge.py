@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from extension.hosts import a1111, forge, reforge
 from extension.hosts.base import LoadedModel
 from extension.hosts.forge import Forge, family_of, parts_of
 from extension.hosts.forge_embeddings import FedStores, add_to_stores, remove_from_stores
 from extension.hosts.forge_patcher import PatchedUnet
-from extension.hosts.reforge import family_of as reforge_family_of
 from extension.injection.embeddings import Embedding as OurEmbedding
 
 torch.set_num_threads(1)
@@ -107,19 +108,40 @@ def test_families(encoders, flag, family):
         assert list(parts) == ["unet", "text_encoder", "text_encoder_2"][: 1 + len(encoders)]
         assert parts["unet"] is engine.forge_objects.unet.model.diffusion_model
     engine.forge_objects.unet.model.diffusion_model.input_blocks = ()
-    assert reforge_family_of(engine) == family
+    assert reforge.family_of(engine) == family
+
+
+@pytest.mark.parametrize(
+    ("present", "which"),
+    [
+        (("modules.processing", "modules_forge", "backend", "backend.diffusion_engine"), "forge"),
+        (("modules.processing", "modules_forge", "ldm_patched"), "reforge"),
+        (("modules.processing",), "a1111"),
+        ((), None),
+    ],
+)
+def test_which_webui_this_is(monkeypatch, present, which):
+    def find_spec(name):
+        parent = name.rpartition(".")[0]
+        if parent not in ("", "modules", *present):
+            raise ModuleNotFoundError(name)
+        return object() if name in present else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    hosts = {"forge": forge, "reforge": reforge, "a1111": a1111}
+    assert [name for name, host in hosts.items() if host.detect()] == ([which] if which else [])
 
 
 def test_model_without_making_forge_load_one(monkeypatch):
-    forge = Forge()
+    host = Forge()
     engine = Engine("clip_l", flag="is_sd1")
     engine.sd_checkpoint_info = SimpleNamespace(filename="/models/a.safetensors")
     monkeypatch.setattr(Forge, "raw_model", lambda self: engine)
-    loaded = forge.model()
+    loaded = host.model()
     assert loaded.family == "sd1" and loaded.checkpoint == Path("/models/a.safetensors")
     assert loaded.widths == {"text_encoder": 8} and "cat</w>" in loaded.vocabulary
     monkeypatch.setattr(Forge, "raw_model", lambda self: None)
-    assert forge.model() is None
+    assert host.model() is None
 
 
 def test_the_patcher_itself_is_never_changed():
