@@ -17,6 +17,7 @@ from extension import recipes
 from extension.api_data import add_data_routes
 from extension.api_support import SentenceRoute, is_local, map_of, same_origin, text_of
 from extension.library import library
+from extension.publishing import publish
 from extension.workshop import Workshop
 from trainers import options
 from trainers.errors import InputError
@@ -96,6 +97,11 @@ def _add_job_routes(router: APIRouter, workshop: Workshop) -> None:
     def submit(body: dict[str, Any] = _BODY) -> dict[str, Any]:
         """Puts `job` into the queue. The same `key` twice is one run."""
         return jobs.submit(workshop.completed(map_of(body, "job")), text_of(body, "key")).as_dict(brief=True)
+
+    @router.post("/jobs/{run_id}/publish")
+    def publish_one(run_id: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:
+        """Puts `file` where the host finds it; gives its name and its tag."""
+        return publish(workshop, run_id, text_of(body, "file"))
 
     @router.post("/jobs/{run_id}/{action}")
     def act(run_id: str, action: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:

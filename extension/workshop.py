@@ -31,6 +31,8 @@ class Workshop:
         bases: the base models that may be chosen, the loaded one first.
         adapters: folders with trained files beside the runs.
         folders: further folders that pictures and files may be taken from.
+        results: the folder in which the host looks for what a method makes; None where it finds it in the runs.
+        changed: told after a file was put there, so that the host's lists show it.
         clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
     """
 
@@ -39,6 +41,8 @@ class Workshop:
     bases: Callable[[], Sequence[Base]] = _none
     adapters: Callable[[], Sequence[Path]] = _none
     folders: Callable[[], Sequence[Path]] = _none
+    results: Callable[[str], Path | None] = lambda method: None
+    changed: Callable[[], None] = lambda: None
     clip_skip: Callable[[], int | None] = lambda: None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

@@ -125,6 +125,14 @@
     athanor.say(`In the prompt of “txt2img”: ${text}`);
   };
 
+  /** Puts a run's file where the host finds it, then its tag (and the trigger word) into the prompt. */
+  athanor.useOutput = async function (button, run, file, trigger) {
+    await athanor.busy(button, async () => {
+      const made = await athanor.api(`jobs/${encodeURIComponent(run)}/publish`, { file });
+      await athanor.useInPrompt([trigger, made.tag].filter(Boolean).join(" "));
+    });
+  };
+
   // ---- the frame
 
   athanor.show = function (name) {

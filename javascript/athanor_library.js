@@ -31,9 +31,11 @@
     const picture = entry.sample ? h("img", { src: athanor.url(`jobs/${encodeURIComponent(entry.run)}/samples/${encodeURIComponent(entry.sample)}`), alt: "", loading: "lazy" })
       : h("div", { class: "athanor-blank" }, entry.name.slice(0, 1).toUpperCase());
     const facts = [entry.base, athanor.size(entry.bytes), entry.finished ? "" : `until step ${entry.step}`].filter(Boolean).join(" · ");
-    const text = entry.trigger && entry.method === "lora" ? `${entry.trigger} ${entry.tag}` : entry.tag;
+    const trigger = entry.method === "lora" ? entry.trigger : "";
+    const use = (event) => entry.run ? athanor.useOutput(event.currentTarget, entry.run, entry.file, trigger)
+      : athanor.useInPrompt([trigger, entry.tag].filter(Boolean).join(" "));
     return h("article", { class: "athanor-entry" }, picture, h("b", { title: entry.file }, entry.name), h("small", {}, entry.trigger ? `“${entry.trigger}”` : "no trigger word"), h("small", {}, facts),
-      h("div", { class: "athanor-buttons" }, entry.tag ? h("button", { type: "button", class: "athanor-primary", onclick: () => athanor.useInPrompt(text) }, "Use in prompt") : "",
+      h("div", { class: "athanor-buttons" }, entry.tag ? h("button", { type: "button", class: "athanor-primary", onclick: use }, "Use in prompt") : "",
         entry.run ? h("button", { type: "button", onclick: () => athanor.openRun(entry.run) }, "Its run") : ""));
   }
 

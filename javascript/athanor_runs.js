@@ -231,11 +231,10 @@
   }
 
   function outputRow(run, output) {
-    const name = output.file.replace(/\.safetensors$/, "");
-    const tag = run.method === "textual_inversion" ? `<ti:${name}:1>` : `<lora:${name}:1>`;
-    const text = run.trigger && run.method === "lora" ? `${run.trigger} ${tag}` : tag;
+    const trigger = run.method === "lora" ? run.trigger : "";
     return h("div", { class: "athanor-output" }, h("span", {}, output.file, output.kind === "result" ? "" : ` (step ${output.step})`),
-      ["lora", "textual_inversion"].includes(run.method) ? h("button", { type: "button", onclick: () => athanor.useInPrompt(text) }, "Use in prompt") : "");
+      ["lora", "textual_inversion"].includes(run.method) ? h("button", { type: "button",
+        onclick: (event) => athanor.useOutput(event.currentTarget, run.id, output.file, trigger) }, "Use in prompt") : "");
   }
 
   athanor.screens.runs = { build, shown: () => { if (parts) refresh(); } };

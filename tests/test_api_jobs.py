@@ -73,6 +73,23 @@ def test_a_job_from_submission_to_result(client, workshop, job):
     assert entry["tag"] == "<lora:ball:1>" and entry["finished"]
 
 
+def test_a_result_is_put_where_the_host_looks(client, workshop, job, tmp_path):
+    client.post(f"{V1}/jobs", json={"job": {**job, "trigger": "sks ball"}})
+    look_until(workshop.jobs, "ball", "done")
+    publish = {"file": "ball.safetensors"}
+    assert client.post(f"{V1}/jobs/ball/publish", json=publish).json()["tag"] == "<lora:ball:1>"
+    told = []
+    workshop.results, workshop.changed = lambda method: tmp_path / "Lora", lambda: told.append(1)
+    for _ in range(2):
+        assert client.post(f"{V1}/jobs/ball/publish", json=publish).json()["name"] == "ball"
+    assert told == [1] and "sks ball" in (tmp_path / "Lora" / "ball.json").read_text()
+    (tmp_path / "Lora" / "ball.safetensors").write_bytes(b"another's")
+    assert client.post(f"{V1}/jobs/ball/publish", json=publish).json()["tag"] == "<lora:ball-2:1>"
+    assert (tmp_path / "Lora" / "ball.safetensors").read_bytes() == b"another's"
+    for file in ("../ball/job.yaml", "job.yaml", "/etc/passwd", ""):
+        assert client.post(f"{V1}/jobs/ball/publish", json={"file": file}).status_code == 422
+
+
 def test_actions(client, workshop, job):
     for name in ("a", "b"):
         client.post(f"{V1}/jobs", json={"job": {**job, "name": name}})

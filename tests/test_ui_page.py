@@ -86,7 +86,7 @@ def page(address):
         made = browser.new_page()
         made.errors = []
         made.on("pageerror", lambda error: made.errors.append(str(error)))
-        made.set_default_timeout(60_000)
+        made.set_default_timeout(200_000)
         made.goto(address, wait_until="domcontentloaded")
         made.wait_for_selector(".athanor-choice")
         yield made

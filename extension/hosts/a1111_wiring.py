@@ -13,6 +13,7 @@ from extension.hosts.a1111_builtin import BuiltIn, Ownership
 from extension.hosts.a1111_conditioning import Pass
 from extension.hosts.a1111_sessions import Sessions
 from extension.hosts.a1111_settings import SCOPES, add_settings
+from extension.hosts.a1111_tab import add_tab
 from extension.hosts.a1111_tags import read_batch, read_before_parsing
 from extension.hosts.a1111_xyz import add_axis
 from extension.hosts.base import LoadedModel
@@ -162,6 +163,7 @@ def wire(host: Any, make: Callable[[Any], Plugin] = Plugin) -> type:
         _PLUGINS.append(make(host))
     plugin = _PLUGINS[0]
     script_callbacks.on_ui_settings(lambda: add_settings(plugin.sync))
+    add_tab(host)
     script_callbacks.on_before_ui(lambda: add_axis(scripts.scripts_data))
     script_callbacks.on_app_started(lambda demo, app: plugin.sync())
     script_callbacks.on_model_loaded(lambda model: plugin.sessions.detach())

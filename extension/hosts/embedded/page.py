@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from extension.hosts.embedded import page_job
 from extension.hosts.embedded.engine import Studio
 from extension.hosts.embedded.page_form import Form, build_form
+from extension.ui import assets, compat
+from extension.ui.tab import build_tab
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
@@ -142,6 +144,8 @@ def build_page(studio: Studio) -> gr.Blocks:
             for name, from_picture in (("Text to picture", False), ("Picture to picture", True)):
                 with gr.Tab(name):
                     forms[name] = _tab(studio, from_picture)
+            with gr.Tab("Athanor"):
+                build_tab()
             with gr.Tab("Read settings from a picture"):
                 _read_tab(forms)
             with gr.Tab("Tags"):
@@ -157,4 +161,4 @@ def add_page(app: FastAPI, studio: Studio) -> FastAPI:
     """Puts the page at `/` of an application."""
     looks = {"theme": _theme(), "css": CSS, "footer_links": []} if MAJOR >= 6 else {"show_api": False}
     outputs = [str(studio.places.outputs)]
-    return gr.mount_gradio_app(app, build_page(studio), path="", allowed_paths=outputs, ssr_mode=False, **looks)
+    return compat.mount(app, build_page(studio), assets.head(), allowed_paths=outputs, ssr_mode=False, **looks)

@@ -67,7 +67,10 @@ def build_form(from_picture: bool, native: tuple[int, int], trained: Callable[[]
     if from_picture:
         _picture_fields(fields)
     fields["prompt"] = gr.Textbox(
-        label="Prompt", lines=3, placeholder="What the picture shows, e.g.: a red circle on a blue background"
+        label="Prompt",
+        lines=3,
+        elem_id=f"{'img' if from_picture else 'txt'}2img_prompt",
+        placeholder="What the picture shows, e.g.: a red circle on a blue background",
     )
     fields["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, placeholder="What it should not show")
     _insert_row(form, trained)

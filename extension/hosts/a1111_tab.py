@@ -1,0 +1,110 @@
+"""The tab and the routes in AUTOMATIC1111 and its relatives."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import HTTPException, Request
+from modules import script_callbacks, sd_models, shared
+
+from extension.api import PREFIX, add_routes
+from extension.hosts.base import Host
+from extension.hosts.workshops import workshop_for
+from extension.ui.tab import build_tab
+from extension.workshop import Workshop
+
+TAB_ID = "athanor_page"
+
+
+def add_tab(host: Host, changed: Callable[[], None] = lambda: None) -> None:
+    """Registers the tab and the routes for this load of the scripts.
+
+    Args:
+        changed: told when a new file lies where the host looks.
+    """
+    script_callbacks.on_ui_tabs(_tab)
+    script_callbacks.on_app_started(lambda demo, app: _serve(app, _workshop(host, changed)))
+
+
+def _tab() -> list[tuple[Any, str, str]]:
+    with gr.Blocks(analytics_enabled=False) as page:
+        build_tab()
+    return [(page, "Athanor", TAB_ID)]
+
+
+def _serve(app: Any, workshop: Workshop) -> None:
+    if not any(getattr(route, "path", "").startswith(PREFIX) for route in app.routes):
+        add_routes(app, workshop, authorise_with(app))
+    workshop.jobs.start()
+
+
+def _workshop(host: Host, changed: Callable[[], None]) -> Workshop:
+    folders = host.folders()
+    places = {"lora": folders.adapters, "textual_inversion": folders.embeddings}
+
+    def results(method: str) -> Path | None:
+        found = places.get(method)
+        return found[0] if found else None
+
+    def checkpoints() -> list[Path]:
+        return [Path(info.filename) for info in sd_models.checkpoints_list.values()]
+
+    def clip_skip() -> int | None:
+        model = host.model()
+        return shared.opts.CLIP_stop_at_last_layers if model and model.family == "sd1" else None
+
+    return workshop_for(host, checkpoints, results, changed, clip_skip)
+
+
+def authorise_with(app: Any) -> Callable[[Request], None]:
+    """A check that lets in whoever the host lets in: by `--api-auth`, or by having logged in to its page.
+
+    Where the host asks nobody, this asks nobody.
+    """
+
+    def authorise(request: Request) -> None:
+        known = _api_credentials()
+        has_login = getattr(app, "auth", None) is not None
+        if not known and not has_login:
+            return
+        if has_login and _is_logged_in(app, request):
+            return
+        if _sent_credentials(request) in known:
+            return
+        raise HTTPException(401, "This needs the WebUI's password.", {"WWW-Authenticate": "Basic"})
+
+    return authorise
+
+
+def _api_credentials() -> _Known:
+    words = getattr(shared.cmd_opts, "api_auth", None) or ""
+    return _Known(part.strip() for part in words.split(",") if part.strip())
+
+
+class _Known(frozenset):
+    """Credentials as `name:password`; looking one up takes the same time whether it is there or not."""
+
+    def __contains__(self, sent: object) -> bool:
+        text = sent if isinstance(sent, str) else ""
+        return any([secrets.compare_digest(text.encode(), one.encode()) for one in self])
+
+
+def _is_logged_in(app: Any, request: Request) -> bool:
+    tokens = getattr(app, "tokens", {})
+    return any(value in tokens for name, value in request.cookies.items() if name.startswith("access-token"))
+
+
+def _sent_credentials(request: Request) -> str:
+    kind, _, words = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(words, validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,30 @@
+"""Training in the embedded host: what the tab and its routes work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from extension.api import add_routes
+from extension.hosts.embedded.engine import Studio
+from extension.hosts.embedded.host import EmbeddedHost
+from extension.hosts.embedded.places import ROOT
+from extension.hosts.workshops import workshop_for
+from extension.ui.assets import add_asset_routes
+from extension.workshop import Workshop
+
+
+def add_training(app: FastAPI, studio: Studio) -> Workshop:
+    """Adds the routes and the tab's scripts; what waits is trained once the workshop's jobs are started."""
+
+    def results(method: str) -> Path | None:
+        # Adapters are found in the runs themselves.
+        return studio.places.embeddings if method == "textual_inversion" else None
+
+    workshop = workshop_for(
+        EmbeddedHost(studio), studio.bases, results, studio.rescan, folders=lambda: [ROOT / "assets" / "pictures"]
+    )
+    add_routes(app, workshop)
+    add_asset_routes(app)
+    return workshop

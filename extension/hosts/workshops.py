@@ -1,0 +1,65 @@
+"""What every host gives to the tab and the routes: one queue for each machine's data folder, devices, base models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from extension.hosts.base import Host
+from extension.jobs.manager import jobs_for
+from extension.recipes import Base, describe_base
+from extension.workshop import Workshop
+
+
+def best_device() -> str:
+    """What `device: auto` means on this machine."""
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def workshop_for(
+    host: Host,
+    checkpoints: Callable[[], Iterable[Path]],
+    results: Callable[[str], Path | None],
+    changed: Callable[[], None] = lambda: None,
+    clip_skip: Callable[[], int | None] = lambda: None,
+    folders: Callable[[], Sequence[Path]] = lambda: (),
+) -> Workshop:
+    """The workshop of a host; a page that is built again gets the same queue.
+
+    Args:
+        checkpoints: the base models that the host knows.
+        results, changed, clip_skip, folders: see `Workshop`.
+    """
+    described: dict[tuple[str, int], Base] = {}
+
+    def bases() -> list[Base]:
+        model = host.model()
+        loaded = model.checkpoint if model else None
+        return [
+            _described(path, path == loaded, described)
+            for path in dict.fromkeys([*([loaded] if loaded else []), *checkpoints()])
+            if path.exists()
+        ]
+
+    data = host.folders().data
+    pictures = data / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    return Workshop(
+        jobs_for(data / "runs", auto_device=best_device()), pictures, bases, lambda: host.folders().adapters, folders,
+        results, changed, clip_skip,
+    )  # fmt: skip
+
+
+def _described(path: Path, loaded: bool, known: dict[tuple[str, int], Base]) -> Base:
+    """What a model says of itself; its header is read once."""
+    key = (str(path), path.stat().st_mtime_ns)
+    if key not in known:
+        known[key] = describe_base(path)
+    base = known[key]
+    return Base(base.path, base.title, base.family, base.side, loaded)
