@@ -227,6 +227,14 @@ def _look_up(active: Active, library: Library, wanted: Wanted) -> None:
         wanted.others.append(active)
 
 
+def without_folders(problem: object, paths: Iterable[Path]) -> str:
+    """A sentence with only the names of these files: pictures carry it to other people, whom folders do not concern."""
+    sentence = str(problem)
+    for path in paths:
+        sentence = sentence.replace(str(path), path.name)
+    return sentence
+
+
 def _look_up_network(active: Active, library: Library, wanted: Wanted) -> None:
     path = library.hypernetworks.find(active.tag.name)
     if path is None:
@@ -236,7 +244,7 @@ def _look_up_network(active: Active, library: Library, wanted: Wanted) -> None:
     try:
         wanted.networks.append((active, library.networks.get(path)))
     except InputError as problem:
-        wanted.reports.append(f"{printable(active.tag.source_text)}: {problem}")
+        wanted.reports.append(f"{printable(active.tag.source_text)}: {without_folders(problem, [path])}")
 
 
 def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
@@ -259,7 +267,7 @@ def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
     try:
         wanted.found.append(Found(active, library.files.get(path)))
     except InputError as problem:
-        wanted.reports.append(f"{printable(tag.source_text)}: {problem}")
+        wanted.reports.append(f"{printable(tag.source_text)}: {without_folders(problem, [path])}")
 
 
 def _mask_there(tag: Tag, library: Library) -> bool:

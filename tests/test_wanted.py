@@ -94,6 +94,7 @@ def test_a_damaged_file_and_a_missing_mask_are_said(library, tmp_path):
     library.rescan()
     wanted = read_wanted(["<lora:broken> <lora:dog:mask=het> <ti:shyni>"], [""], library)
     assert wanted.found == [] and len(wanted.reports) == 3
+    assert str(tmp_path) not in wanted.reports[0]  # pictures carry it to other people
     assert "broken.safetensors" in wanted.reports[0] and 'mean "hat"' in wanted.reports[1]
 
 

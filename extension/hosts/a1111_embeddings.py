@@ -12,6 +12,7 @@ from modules.textual_inversion import textual_inversion
 from extension.hosts.base import LoadedModel
 from extension.injection import Adapter
 from extension.injection.embeddings import Embedding, EmbeddingStore, bundled_embeddings, shadowed_word
+from extension.wanted import without_folders
 from trainers.errors import InputError
 from trainers.formats.hashes import file_sha256
 
@@ -83,7 +84,7 @@ class Bundled:
             try:
                 items = bundled_embeddings(adapter)
             except InputError as problem:
-                reports.append(str(problem))
+                reports.append(without_folders(problem, [adapter.path]))
                 continue
             for item in items:
                 problem = item.problem(model.widths)
@@ -116,10 +117,10 @@ def problems_of_named(texts: Iterable[str], store: EmbeddingStore, model: Loaded
 
 def _problems(store: EmbeddingStore, widths: Mapping[str, int], vocabulary: Any) -> Iterator[tuple[str, str]]:
     for path, sentence in store.problems.items():
-        yield path.stem, sentence
+        yield path.stem, without_folders(sentence, store.problems)
     for item in store.all():
         problem = item.problem(widths)
         if problem is not None:
             yield item.name, problem
         elif shadowed_word(item.name, vocabulary):
-            yield item.name, f'The embedding "{item.name}" takes the place of the word; rename {item.source}.'
+            yield item.name, f'The embedding "{item.name}" takes the place of the word; rename {item.source.name}.'

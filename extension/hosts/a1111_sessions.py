@@ -22,7 +22,7 @@ from extension.hosts.merging import may_merge
 from extension.injection import Adapter, Generation, Injection
 from extension.injection.calls import UNetCalls
 from extension.masks import mask_of
-from extension.wanted import Library, Wanted
+from extension.wanted import Library, Wanted, without_folders
 from trainers.errors import InputError
 
 
@@ -238,7 +238,7 @@ class Sessions:
             merged = may_merge(self.host.option("athanor_merged", ""), wanted.needs_rows, uses, model)
             session.generation = injection.begin(p, uses, merged=merged)
         except InputError as problem:
-            add_notes(p, [str(problem)])
+            add_notes(p, [without_folders(problem, [one.adapter.path for one in wanted.found])])
             return
         session.generation.set_step(0, max(getattr(p, "steps", 1) or 1, 1), session.hires)
         notes = session.bundled.add([(one.tag.name.strip(), one.adapter) for one in wanted.found], model)

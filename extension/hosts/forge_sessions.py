@@ -13,6 +13,7 @@ from extension.hosts.forge_rows import MarkedChunks, RowReader
 from extension.injection import Adapter
 from extension.injection.calls import UNetCalls
 from extension.injection.embeddings import bundled_embeddings
+from extension.wanted import without_folders
 from trainers.errors import InputError
 
 
@@ -60,7 +61,7 @@ class ForgeBundled:
             try:
                 items += bundled_embeddings(adapter)
             except InputError as problem:
-                reports.append(str(problem))
+                reports.append(without_folders(problem, [adapter.path]))
         problems = [item.problem(model.widths) for item in items]
         fitting = [item for item, problem in zip(items, problems, strict=True) if problem is None]
         if fitting:

@@ -220,6 +220,7 @@ def test_a_broken_file_is_reported_and_stays_where_it_is(ours, folders):
     path.write_bytes(b"x" * 5000)
     drawn = ours(f"{PROMPT} <lora:broken:1>", fresh=True)
     assert drawn.away_from(ours()) == 0 and "broken" in drawn.infotext.split("Athanor: ")[1]
+    assert str(path.parent) not in drawn.infotext  # pictures are shown to other people
     assert path.exists()  # Forge renames files that fail in its own readers
     path.unlink()
 
