@@ -11,7 +11,9 @@ from embedded_helpers import QUICK, apart, array, draw, make_studio, one, write_
 from PIL import Image
 
 from extension.hosts.embedded.conditioning import Text
+from extension.hosts.embedded.engine import Studio
 from extension.hosts.embedded.host import EmbeddedHost
+from extension.hosts.embedded.places import Places
 from extension.hosts.embedded.request import Request, settle
 from extension.injection import Row
 from trainers.bases.text import encode_prompts
@@ -237,3 +239,18 @@ def test_what_will_not_do_is_said_before_anything_is_drawn():
     for wrong in ({"steps": 0}, {"width": 60}, {"sampler_name": "none such"}, {"cfg_scale": float("nan")}):
         with pytest.raises(InputError):
             settle(Request(**wrong), (64, 64))
+
+
+@pytest.mark.parametrize(("family", "layout"), [("sd1", "diffusers"), ("sd2", "ldm"), ("sdxl", "ldm")])
+def test_other_families_and_folders_draw(tiny_base, tmp_path, family, layout):
+    other = Studio(tiny_base(family, layout), Places(tmp_path), device="cpu")
+    assert other.model.family == family and other.model.native_size[0] >= 512
+    prompt = "a (red:1.2) circle, " + "thing, " * 40
+    size = {"width": 64, "height": 64, "steps": 2}
+    first = one(other, prompt, **size)
+    assert first.size == (64, 64) and apart(first, one(other, prompt, **size)) == 0
+    with torch.no_grad():
+        cond = other.model.conditioner.encode(Text("a circle", Row()))
+        reference = encode_prompts(other.model.base, ["a circle"], other.model.base.family.default_clip_skip)[0]
+    assert torch.allclose(cond.hidden, reference.hidden, atol=1e-6)
+    assert cond.pooled is None or torch.allclose(cond.pooled, reference.pooled, atol=1e-6)
