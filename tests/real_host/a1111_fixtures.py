@@ -43,7 +43,7 @@ def state(webui, a1111_folders):
 
 
 @pytest.fixture(scope="session")
-def adapters(folders, state):
+def adapters(a1111_folders, state):
     """An adapter of every kind, there before the servers start."""
     return {kind: write(a1111_folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
 

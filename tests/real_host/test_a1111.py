@@ -116,9 +116,9 @@ def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, a1111_fold
     assert ours.draw(text).away_from(first) == 0
 
 
-def test_embeddings(ours, a1111_folders):
+def test_embeddings(ours, a1111_folders, state):
     generator = torch.Generator().manual_seed(3)
-    width = 64
+    width = state["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"].shape[1]
     for name in ("athanorword", "athanorodd"):
         vectors = torch.randn(2, width, generator=generator)
         tensors = {"emp_params": vectors, "note": torch.zeros(1)} if name == "athanorodd" else {"emb_params": vectors}
