@@ -102,19 +102,24 @@
 
   /** A word of jargon with its explanation: a button, so that the keyboard reaches it too. */
   athanor.help = function (text) {
-    const bubble = h("span", { class: "athanor-bubble", role: "tooltip" }, text);
+    const id = `athanor-help-${Math.random().toString(36).slice(2)}`;
     return h("span", { class: "athanor-help" },
-      h("button", { type: "button", class: "athanor-mark", "aria-label": text }, "?"), bubble);
+      h("button", { type: "button", class: "athanor-mark", "aria-label": "What is this?", "aria-describedby": id }, "?"),
+      h("span", { class: "athanor-bubble", role: "tooltip", id }, text));
   };
 
   // ---- prompts of the host
 
-  /** Puts a tag at the end of the prompt; where no prompt is found, into the clipboard. */
+  const findPrompt = () => document.querySelector("#txt2img_prompt textarea, textarea#txt2img_prompt");
+
+  /** Puts a tag at the end of the prompt. Where the page has none yet (some hosts make a tab when it is first shown), it
+   * waits for it, and is copied meanwhile. */
   athanor.useInPrompt = async function (text) {
-    const prompt = document.querySelector("#txt2img_prompt textarea, textarea#txt2img_prompt");
+    const prompt = findPrompt();
+    athanor.waitingText = prompt ? null : text;
     if (!prompt) {
-      await navigator.clipboard.writeText(text).catch(() => {});
-      athanor.say(`Copied: ${text}`);
+      if (navigator.clipboard) await navigator.clipboard.writeText(text).catch(() => {});
+      athanor.say(`Copied, and put into the prompt as soon as it is shown: ${text}`);
       return;
     }
     if (!prompt.value.includes(text)) {
@@ -181,6 +186,11 @@
   };
 
   function mount() {
+    if (athanor.waitingText && findPrompt()) {
+      const text = athanor.waitingText;
+      athanor.waitingText = null;
+      setTimeout(() => athanor.useInPrompt(text), 300); // after its own first value
+    }
     const root = document.getElementById("athanor");
     if (root && !root.querySelector(".athanor-tabs") && Object.keys(athanor.screens).length === ORDER.length) build(root);
   }

@@ -97,8 +97,8 @@ def page(address):
 def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop, tmp_path):
     data = make_pictures(workshop.pictures / "balls", 3)
     page.get_by_label("Pictures", exact=True).fill(str(data))
-    page.get_by_label("Trigger word").fill("sks ball")
-    assert page.get_by_label("Name of the result").input_value() == "sks-ball"
+    page.get_by_label("Trigger word", exact=True).fill("sks ball")
+    assert page.get_by_label("Name of the result", exact=True).input_value() == "sks-ball"
     page.get_by_text("Expert: every option").press("Enter")
     page.get_by_label("steps", exact=True).fill("7")
     page.get_by_label("steps", exact=True).press("Tab")
@@ -106,7 +106,9 @@ def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop
     page.get_by_text("done · step 7 of 7").first.wait_for()
     page.get_by_role("button", name="Use in prompt").press("Enter")
     page.get_by_role("tab", name="Text to picture").click()
-    assert page.get_by_label("Prompt").input_value() == "sks ball <lora:sks-ball:1>"
+    prompt = page.get_by_label("Prompt", exact=True)
+    page.wait_for_function("document.querySelector('#txt2img_prompt textarea').value != ''")
+    assert prompt.input_value() == "sks ball <lora:sks-ball:1>"
     page.get_by_role("tab", name="Athanor").click()
     assert page.errors == []
 
