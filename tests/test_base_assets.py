@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from assets.recipe.balls import BALLS, football, random_turn
+from assets.recipe.balls import BALLS, football, small_turn
 from assets.recipe.drawings import HELD_OUT, draw
 from assets.recipe.rich import autoencoder_picture
 from assets.recipe.train_autoencoder import SCALING, psnr, reconstruct, to_tensor
@@ -68,8 +68,8 @@ def test_a_football_has_twelve_black_patches():
     assert 0.2 < black.mean() < 0.36
 
 
-def test_random_turns_are_rotations():
-    turn = random_turn(np.random.default_rng(1))
+def test_turns_are_rotations():
+    turn = small_turn(np.random.default_rng(1))
     assert np.allclose(turn @ turn.T, np.eye(3)) and np.isclose(np.linalg.det(turn), 1)
 
 
@@ -142,11 +142,11 @@ def test_latents_are_normalised(base):
 @needs_base
 @torch.no_grad()
 def test_autoencoder_keeps_drawings_and_balls(base):
-    """Drawings at what is aimed at; balls, which are still soft (see RECIPE.md), no worse than they are."""
+    """What is lost here no training can bring back."""
     sets = {"drawings": (28.0, [draw(HELD_OUT, index)[0] for index in range(64)])}
     for ball in BALLS:
         pictures = sorted((ASSETS / "pictures" / ball.name).rglob("*.png"))
-        sets[ball.name] = (21.0, [small(path) for path in pictures])
+        sets[ball.name] = (28.0, [small(path) for path in pictures])
     figures = {name: (psnr(base.vae, to_tensor(pictures)), least) for name, (least, pictures) in sets.items()}
     assert all(figure >= least for figure, least in figures.values()), figures
 
