@@ -190,8 +190,8 @@ def test_a_missing_file_is_reported_with_the_nearest_name(ours):
 
 
 def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, folders, state):
-    path = folders["lora"] / "again.safetensors"
-    text = f"{PROMPT} <lora:again:0.7>"
+    path = folders["lora"] / "athanor_again.safetensors"
+    text = f"{PROMPT} <lora:athanor_again:0.7>"
     write(path, "lora", state, seed=1)
     first = ours(text, fresh=True)
     write(path, "lora", state, seed=2)
