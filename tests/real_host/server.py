@@ -30,7 +30,12 @@ DEFAULTS = {
     "save_images": False,
 }
 # The host puts back only settings that stand in its configuration file, so each request says all that tests change.
-SETTINGS = {"batch_cond_uncond": True, "skip_early_cond": 0.0, "pad_cond_uncond": False}
+SETTINGS = {
+    "batch_cond_uncond": True,
+    "skip_early_cond": 0.0,
+    "pad_cond_uncond": False,
+    "live_previews_enable": False,  # those of an SDXL would need a download
+}
 _START_LIMIT = 900
 
 

@@ -68,10 +68,11 @@ def test_a_refiner_of_the_same_family_gets_the_tags_too(pair):
     assert switched.away_from(ours.draw(text)) == 0
 
 
-def test_little_memory(webui, host_python, adapters, servers, tmp_path):
+def test_little_memory(webui, host_python, adapters, servers, tmp_path_factory):
     hires = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6}
     text = f"{PROMPT} <lora:k_lora:0.7:hr=0.3>"
-    server = Server(host_python, webui, tmp_path / "host.log", (*FLAGS, "--medvram"))
+    log = tmp_path_factory.mktemp("medvram") / "host.log"
+    server = Server(host_python, webui, log, (*FLAGS, "--medvram"))
     try:
         server.wait()
         assert server.draw(text, **hires).away_from(servers[0].draw(text, **hires)) <= 1
