@@ -25,15 +25,27 @@
     return found;
   }
 
+  /** The running average of (step, loss) pairs, over the last twentieth of them or so, without a debt to the first. */
+  athanor.smooth = function (losses) {
+    const keep = 1 - 1 / Math.min(60, Math.max(6, losses.length / 20));
+    let sum = 0, weight = 0;
+    return losses.map((each) => {
+      sum = sum * keep + each[1];
+      weight = weight * keep + 1;
+      return [each[0], sum / weight];
+    });
+  };
+
   /** The SVG for (step, loss, average) and validation events; `steps` is the run's last step. */
   athanor.plot = function (losses, validations, steps) {
     const h = athanor.h;
+    const smooth = athanor.smooth(losses);
     const held = validations.filter((each) => Number.isFinite(each.loss));
-    const [low, high] = range([...losses.map((each) => each[1]), ...losses.map((each) => each[2]), ...held.map((each) => each.loss)]);
+    const [low, high] = range([...losses.map((each) => each[1]), ...smooth.map((each) => each[1]), ...held.map((each) => each.loss)]);
     const last = Math.max(steps || 0, losses.length ? losses[losses.length - 1][0] : 0, 1);
     const x = (step) => LEFT + ((WIDE - LEFT - RIGHT) * step) / last;
     const y = (loss) => TOP + (HIGH - TOP - BOTTOM) * (1 - (Math.min(Math.max(loss, low), high) - low) / (high - low || 1));
-    const line = (column) => losses.map((each) => `${x(each[0]).toFixed(1)},${y(each[column]).toFixed(1)}`).join(" ");
+    const line = (pairs) => pairs.map((each) => `${x(each[0]).toFixed(1)},${y(each[1]).toFixed(1)}`).join(" ");
     const across = ticks(0, last, 6).filter(Number.isInteger).map((step) =>
       h("text", { x: x(step), y: HIGH - 9, "text-anchor": "middle" }, String(step)));
     const up = ticks(low, high, 4).map((value) => h("g", {},
@@ -43,9 +55,9 @@
     const dots = held.map((each) => h("circle", { cx: x(each.step), cy: y(each.loss), r: each === best ? 6 : 3.5,
       class: each === best ? "athanor-best" : "athanor-held" },
       h("title", {}, `Held-out loss ${each.loss.toFixed(4)} at step ${each.step}${each === best ? " (lowest)" : ""}`)));
-    const average = losses.length ? losses[losses.length - 1][2].toFixed(4) : "none yet";
+    const average = losses.length ? smooth[smooth.length - 1][1].toFixed(4) : "none yet";
     return h("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "athanor-plot", role: "img",
       "aria-label": `Loss over the steps; running average ${average}` }, up, across,
-      h("polyline", { points: line(1), class: "athanor-loss" }), h("polyline", { points: line(2), class: "athanor-average" }), dots);
+      h("polyline", { points: line(losses), class: "athanor-loss" }), h("polyline", { points: line(smooth), class: "athanor-average" }), dots);
   };
 })();

@@ -187,7 +187,7 @@
     if (!state.losses.length) return "";
     const held = run.validations.filter((each) => Number.isFinite(each.loss));
     const best = held.reduce((found, each) => (!found || each.loss < found.loss ? each : found), null);
-    const average = `Running average ${run.loss_average === null ? "" : run.loss_average.toFixed(4)}`;
+    const average = `Running average ${athanor.smooth(state.losses).pop()[1].toFixed(4)}`;
     return best ? `${average} · lowest held-out loss ${best.loss.toFixed(4)} at step ${best.step}` : average;
   }
 
