@@ -22,11 +22,11 @@ from trainers.presets import load_preset
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "basketball"
 SEEDS = (3, 11)
-DRAWING = {"steps": 25, "cfg": 5.0}
+DRAWING = {"steps": 25, "cfg": 3.0}
 TAUGHT = (
     "a large basketball on a green background",
     "a basketball on a blue background",
-    "a basketball on the left on a yellow background",
+    "a basketball on a pink background",
 )
 KEPT = (
     "a red star on a green background",
