@@ -63,7 +63,7 @@ def write_lora(path: Path, studio: Studio, *, unet: bool = True, text: bool = Fa
             tensors[f"{key}.lora_up.weight"] = torch.randn(outputs, 4, generator=draws) * size
             tensors[f"{key}.alpha"] = torch.tensor(4.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path), metadata={"ss_output_name": path.stem})
+    save_file(tensors, str(path), metadata={"ss_output_name": path.stem, "ss_network_module": "networks.lora"})
 
 
 def write_embedding(path: Path, width: int = 64, vectors: int = 2, size: float = 1.0) -> None:

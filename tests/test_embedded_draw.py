@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_a_file_that_is_trained_again_takes_effect(studio, plain):
     path.unlink()
     said = draw(studio, f"{PROMPT}<lora:again>")
     assert apart(said.pictures[0].image, plain) == 0 and "again" in said.reports[0]
+
+
+def test_the_result_of_a_run_is_found_where_it_lies(studio, plain):
+    runs = studio.places.data / "runs"
+    write_lora(runs / "one" / "fresh.safetensors", studio)
+    write_lora(runs / "one" / "state" / "10" / "deeper.safetensors", studio)
+    write_embedding(runs / "two" / "word.safetensors")
+    try:
+        assert apart(one(studio, f"{PROMPT}<lora:fresh>"), plain) > 20
+        assert not {"word", "deeper"} & set(studio.library.adapters.names())
+    finally:
+        shutil.rmtree(runs)
 
 
 def test_embeddings_by_name_and_by_tag(studio):

@@ -19,10 +19,25 @@ from extension.injection.embeddings import EmbeddingStore
 from extension.listing import MASK_ENDINGS, Listing
 from extension.wanted import Library
 from trainers.errors import InputError
+from trainers.formats.safetensors_io import read_header
 
 ROOT = Path(__file__).resolve().parents[3]
 EMBEDDED_BASE = ROOT / "assets" / "base" / "athanor-base.safetensors"
 _MODEL_ENDINGS = (".safetensors", ".ckpt")
+
+
+def _is_trained_adapter(path: Path) -> bool:
+    """Whether a run's output is an adapter; embeddings and whole models lie in runs as well."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        return "ss_network_module" in read_header(path).metadata
+    except (InputError, OSError):
+        return False  # a run may be writing it just now
+
+
+def _is_result(path: Path, runs: list[Path]) -> bool:
+    return path.parent in runs or not any(run in path.parents for run in runs)
 
 
 class RunListing(Listing):
@@ -35,9 +50,13 @@ class RunListing(Listing):
 
     def rescan(self) -> bool:
         found = [run for runs in self._runs if runs.is_dir() for run in sorted(runs.iterdir()) if run.is_dir()]
-        results = {path for run in found for path in run.iterdir() if path.suffix.lower() in self.endings}
-        self.folders = [*self._fixed, *sorted({path.parent for path in results})]
-        return super().rescan()
+        shown = [run for run in found if any(map(_is_trained_adapter, run.iterdir()))]
+        self.folders = [*self._fixed, *shown]
+        changed = super().rescan()
+        # What a run needs to go on lies deeper in its folder and is nobody's LoRA.
+        self._files = {name: path for name, path in self._files.items() if _is_result(path, shown)}
+        self._paths = {name: path for name, path in self._paths.items() if _is_result(path, shown)}
+        return changed
 
 
 @dataclass(frozen=True)
