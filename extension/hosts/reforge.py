@@ -1,4 +1,4 @@
-"""reForge: AUTOMATIC1111's page, prompts and embeddings over Forge's older backend. Read, not run."""
+"""reForge: AUTOMATIC1111's page, prompts and embeddings over Forge's older backend."""
 
 from __future__ import annotations
 

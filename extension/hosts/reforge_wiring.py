@@ -1,4 +1,4 @@
-"""Our callbacks in reForge: AUTOMATIC1111's, with Forge's way to sample behind them. Read, not run."""
+"""Our callbacks in reForge: AUTOMATIC1111's, with Forge's way to sample behind them."""
 
 from __future__ import annotations
 
