@@ -38,7 +38,7 @@ def _option(request, name):
 
 @pytest.fixture(scope="session")
 def webui(request) -> Path:
-    """The WebUI's folder, with this extension linked into it."""
+    """The WebUI's folder, with this extension linked into it; its settings are put back at the end."""
     folder = _option(request, "--webui")
     if not folder:
         pytest.skip("needs an installed WebUI: pytest tests/real_host --webui DIR --python PY")
@@ -47,8 +47,14 @@ def webui(request) -> Path:
 
     check_webui(folder)
     present = os.path.lexists(folder / "extensions" / "athanor")
+    settings = folder / "config.json"
+    before = settings.read_bytes() if settings.exists() else None
     link(folder, with_base=not (folder / "modules_forge").exists())
     yield folder
+    if before is not None:
+        settings.write_bytes(before)
+    else:
+        settings.unlink(missing_ok=True)
     if not present:
         (folder / "extensions" / "athanor").unlink()
 
