@@ -32,8 +32,8 @@ def _report(validation: float, prior: float) -> dict:
 @pytest.mark.parametrize(
     ("validation", "prior", "said"),
     [
-        (0.7, 1.02, ("-30 %", "+2 %", "it learned the basketball", "forgot little")),
-        (0.95, 1.0, ("-5 %", "less of the basketball")),
+        (0.7, 1.02, ("-30 %", "+2 %", "it learned the football", "forgot little")),
+        (0.95, 1.0, ("-5 %", "less of the football")),
         (0.6, 1.2, ("-40 %", "+20 %", "forgot some")),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_whole_demonstration(tiny_base, tmp_path, monkeypatch):
     short = "".join(line for line in preset.splitlines(True) if not line.startswith(("steps", "batch", "validation_d")))
     changes = "steps: 2\nbatch_size: 1\nvalidation_draws: 1\nthreads: 1\n"
     (tmp_path / "short.yaml").write_text(short + changes, encoding="utf-8")
-    for source, target in (("basketball/train", "train"), ("basketball/held-out", "held-out"), ("unrelated", "other")):
+    for source, target in (("football/train", "train"), ("football/held-out", "held-out"), ("unrelated", "other")):
         (tmp_path / "few" / target).mkdir(parents=True)
         for path in sorted((run.ROOT / "assets" / "pictures" / source).iterdir())[:4]:
             shutil.copy(path, tmp_path / "few" / target)

@@ -20,13 +20,13 @@ from trainers.events import read_events
 from trainers.presets import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAME = "basketball"
+NAME = "football"
 SEEDS = (3, 11)
 DRAWING = {"steps": 25, "cfg": 3.0}
 TAUGHT = (
-    "a large basketball on a green background",
-    "a basketball on a blue background",
-    "a basketball on a pink background",
+    "a large football on a green background",
+    "a football on a blue background",
+    "a football on a pink background",
 )
 KEPT = (
     "a red star on a green background",
@@ -157,10 +157,10 @@ def _change(report: dict[str, Any], which: str) -> float:
 def verdict(report: dict[str, Any]) -> str:
     """One sentence that says what the two losses mean, also when they are not what one would wish."""
     held_out, prior = _change(report, "validation"), _change(report, "prior")
-    learned = "it learned the basketball" if held_out <= -15 else "it learned less of the basketball than it should"
+    learned = "it learned the football" if held_out <= -15 else "it learned less of the football than it should"
     kept = "and forgot little of the rest" if prior <= 5 else "but also forgot some of the rest"
     return (
-        f"On basketball pictures it never saw the error went {held_out:+.0f} %, on pictures of other things "
+        f"On football pictures it never saw the error went {held_out:+.0f} %, on pictures of other things "
         f"{prior:+.0f} %: {learned}, {kept}. These are figures of a toy model; look at the picture too."
     )
 
@@ -175,7 +175,7 @@ def make_picture(task: Task, report: dict[str, Any], drawn: dict[str, tuple[list
     count = len(list((task.pictures / "train").glob("*.png")))
     return compose(
         "Before and after one LoRA",
-        f"The embedded base had never seen a basketball; the LoRA was taught one from {count} pictures, in "
+        f"The embedded base had never seen a football; the LoRA was taught one from {count} pictures, in "
         f"{report['steps']} steps and {report['seconds']:.0f} seconds. Left and right: the same prompt and seed.",
         [group("what was taught", TAUGHT), group("what was known before", KEPT)],
         verdict(report),
@@ -192,7 +192,7 @@ def demonstrate(out: Path, task: Task | None = None) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: this folder cannot be made ({error.strerror}).") from None
-    print(f"Teaching the embedded base a basketball from {task.pictures / 'train'}", flush=True)
+    print(f"Teaching the embedded base a football from {task.pictures / 'train'}", flush=True)
     run = train(task, out)
     report = measured(run)
     print("Drawing the same prompts and seeds without and with the LoRA ...", flush=True)
