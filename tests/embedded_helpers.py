@@ -66,11 +66,12 @@ def write_lora(path: Path, studio: Studio, *, unet: bool = True, text: bool = Fa
     save_file(tensors, str(path), metadata={"ss_output_name": path.stem, "ss_network_module": "networks.lora"})
 
 
-def write_embedding(path: Path, width: int = 64, vectors: int = 2, size: float = 1.0) -> None:
-    """An embedding with noise in it."""
+def write_embedding(path: Path, width: int = 64, vectors: int = 2, size: float = 1.0, module: str = "") -> None:
+    """An embedding with noise in it; `module` is what its trainer calls itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draws = torch.Generator().manual_seed(4)
-    save_file({"emb_params": torch.randn(vectors, width, generator=draws) * size}, str(path))
+    tensors = {"emb_params": torch.randn(vectors, width, generator=draws) * size}
+    save_file(tensors, str(path), metadata={"ss_network_module": module} if module else None)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from trainers.formats.safetensors_io import read_header
 ROOT = Path(__file__).resolve().parents[3]
 EMBEDDED_BASE = ROOT / "assets" / "base" / "athanor-base.safetensors"
 _MODEL_ENDINGS = (".safetensors", ".ckpt")
+_ADAPTER_MODULES = ("networks.", "lycoris.")
 
 
 def _is_trained_adapter(path: Path) -> bool:
@@ -31,7 +32,7 @@ def _is_trained_adapter(path: Path) -> bool:
     if path.suffix.lower() != ".safetensors":
         return False
     try:
-        return "ss_network_module" in read_header(path).metadata
+        return read_header(path).metadata.get("ss_network_module", "").startswith(_ADAPTER_MODULES)
     except (InputError, OSError):
         return False  # a run may be writing it just now
 
