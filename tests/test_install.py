@@ -152,7 +152,7 @@ def test_a_host_start_is_quiet_and_fast(here, outside):
         (["dmo"], "Did you mean \"demo\""),
         (["demo", "--colour", "red"], "unrecognized arguments"),
         (["link"], "WEBUI_DIR"),
-        (["serve"], "not a command"),
+        (["draw"], "not a command"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_answered_with_a_sentence(here, outside, words, said):
