@@ -195,7 +195,9 @@ def test_options_recipes_and_bases(client, workshop):
     base = str(workshop.bases()[0].path)
     body = {"base": base, "purpose": "object", "pace": "quick"}
     composed = client.post(f"{V1}/recipes/compose", json=body).json()
-    assert composed["preset"] == "demo" and composed["values"]["steps"] == 60
+    full = client.post(f"{V1}/recipes/compose", json={**body, "pace": "balanced"}).json()
+    assert composed["preset"] == "demo"
+    assert composed["values"]["steps"] == round(0.4 * full["values"]["steps"])
     for wrong in ({"purpose": "cheese"}, {"pace": "never"}, {"preset": "../demo"}):
         assert client.post(f"{V1}/recipes/compose", json={**body, **wrong}).status_code == 422
     assert client.get(f"{V1}/bases").json()["bases"][0]["loaded"]

@@ -37,8 +37,9 @@ def app(workshop):
     return make_app(workshop)
 
 
-def test_the_page_links_to_scripts_that_are_served(app):
-    client = TestClient(app)
+def test_the_page_links_to_scripts_that_are_served(workshop):
+    # An application of its own: gradio's does not serve a browser after it has served a test client.
+    client = TestClient(make_app(workshop))
     page = client.get("/").text
     links = re.findall(r"/athanor/v1/assets/[\w.]+", assets.head())
     assert len(links) == 8
