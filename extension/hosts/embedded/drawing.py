@@ -19,6 +19,7 @@ from extension.hosts.embedded.samplers import find_sampler, find_schedule, make_
 from extension.hosts.embedded.sampling import Kept, Moment, Pass, first_latents, run_pass
 from extension.hosts.embedded.tags import Meaning, read_batch
 from extension.injection import Generation
+from extension.injection.hypernetworks import NetworkAttachment
 from extension.wanted import Library
 from trainers.errors import InputError
 from trainers.formats.hashes import file_sha256
@@ -121,10 +122,16 @@ class Batch:
     def _begin(self, meaning: Meaning) -> Generation:
         self.model.conditioner.prepare(meaning.embeddings, self.request.clip_skip)
         try:
-            return self.model.injection.begin(self, meaning.uses, merged=self.model.device.type != "cpu")
+            generation = self.model.injection.begin(self, meaning.uses, merged=self.model.device.type != "cpu")
         except InputError as problem:
             self.reports += problem.problems
-            return self.model.injection.begin(self, [])
+            generation = self.model.injection.begin(self, [])
+        uses = meaning.wanted.network_uses()
+        if uses:
+            networks = NetworkAttachment(self.model.base.unet, generation, uses)
+            networks.attach()
+            generation.attachments.append(networks)  # so that it comes and goes with the generation
+        return generation
 
     def _pass(self, generation: Generation, meaning: Meaning, noise: PictureNoise, **more: object) -> Pass:
         return Pass(

@@ -65,7 +65,8 @@ class Places:
     """The data folder.
 
     Attributes:
-        data: `models/Stable-diffusion`, `models/Lora`, `embeddings`, `masks`, `outputs` and the settings lie in it.
+        data: `models/Stable-diffusion`, `models/Lora`, `models/hypernetworks`, `embeddings`, `masks`, `outputs` and the
+            settings lie in it.
     """
 
     data: Path
@@ -81,6 +82,10 @@ class Places:
     @property
     def embeddings(self) -> Path:
         return self.data / "embeddings"
+
+    @property
+    def hypernetworks(self) -> Path:
+        return self.data / "models" / "hypernetworks"
 
     @property
     def masks(self) -> Path:
@@ -100,7 +105,7 @@ class Places:
 
         Raises InputError where that cannot be done.
         """
-        for folder in (self.models, self.adapters, self.embeddings, self.masks, self.outputs):
+        for folder in (self.models, self.adapters, self.hypernetworks, self.embeddings, self.masks, self.outputs):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -116,6 +121,7 @@ class Places:
             adapters=RunListing([self.adapters], self.runs),
             embeddings=EmbeddingStore([self.embeddings]),
             masks=Listing([self.masks], MASK_ENDINGS),
+            hypernetworks=Listing([self.hypernetworks], (".pt",)),
         )
 
     def bases(self, chosen: Path) -> list[Path]:

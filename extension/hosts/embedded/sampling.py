@@ -213,7 +213,7 @@ def _entries(job: Pass, step: int, total: int) -> list[tuple[Prompt, Cond]]:
 
 def _watched(job: Pass, rows: _Rows) -> AbstractContextManager:
     """Tells the adapters whom the rows are for; without adapters nothing is on the UNet."""
-    if not job.generation.uses:
+    if not job.generation.attachments:
         return nullcontext()
     return UNetCalls(job.model.base.unet, job.generation, rows, job.regions)
 

@@ -113,7 +113,6 @@ def read_batch(
     prompts, negatives = list(map(_without_marks, prompts)), list(map(_without_marks, negatives))
     wanted = read_wanted(prompts, negatives, library, default_scope=default_scope)
     reports = list(wanted.reports)
-    reports += [f"{one.tag.source_text}: hypernetworks are not read by this host yet." for one in wanted.others]
     embeddings, problems = _embeddings(model, library, wanted, [*wanted.prompts, *wanted.negatives])
     known = {one.name.lower(): one for one in embeddings}
     regions, mask_problems = _regions(wanted, library)
