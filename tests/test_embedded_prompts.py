@@ -133,13 +133,11 @@ def test_an_embedding_takes_the_place_of_its_name_and_stays_whole():
     assert [len(one.tokens) for one in full] == [73, 3] and full[1].placed[0].position == 1
 
 
-def test_a_marked_embedding_has_its_own_strength_and_none_at_zero():
+def test_a_marked_embedding_is_weighed_like_emphasis_and_left_out_at_zero():
     item = _embedding("9", 2)
     text = f"1 {MARK_OPEN}0{MARK_CLOSE} 2"
     (chunk,) = cut_prompt(text, numbers, NO_WORDS, {0: (item, 0.5)})
-    assert chunk.tokens == [1, 0, 0, 2] and torch.equal(
-        chunk.placed[0].vectors("text_encoder"), torch.full((2, 4), 0.5)
-    )
+    assert chunk.tokens == [1, 0, 0, 2] and chunk.weights == [1, 0.5, 0.5, 1]
     assert cut_prompt(text, numbers, NO_WORDS, {0: (item, 0.0)})[0].tokens == [1, 2]
 
 

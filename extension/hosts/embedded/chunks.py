@@ -21,15 +21,14 @@ Encode = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True)
 class Placed:
-    """An embedding inside a chunk: the position of its first token (begin counted), and its strength."""
+    """An embedding inside a chunk, and the position of its first token (begin counted)."""
 
     position: int
     embedding: Embedding
-    strength: float = 1.0
 
     def vectors(self, encoder: str) -> Tensor:
         """What stands there instead of the tokens, [n, width]."""
-        return self.embedding.vectors[encoder] * self.strength
+        return self.embedding.vectors[encoder]
 
 
 @dataclass
@@ -92,11 +91,11 @@ class _Cutter:
         self.chunk.tokens.append(token)
         self.chunk.weights.append(weight)
 
-    def embedding(self, embedding: Embedding, weight: float, strength: float) -> None:
+    def embedding(self, embedding: Embedding, weight: float) -> None:
         self._move_on()
         if len(self.chunk.tokens) + embedding.count > CHUNK:
             self.next()
-        self.chunk.placed.append(Placed(len(self.chunk.tokens) + 1, embedding, strength))
+        self.chunk.placed.append(Placed(len(self.chunk.tokens) + 1, embedding))
         self.chunk.tokens += [0] * embedding.count
         self.chunk.weights += [weight] * embedding.count
 
@@ -105,7 +104,7 @@ class _Cutter:
         if len(chunk.tokens) < CHUNK or self.comma < 0 or CHUNK - self.comma > BACKTRACK:
             return
         kept = [one for one in chunk.placed if one.position <= cut]
-        moved = [Placed(one.position - cut, one.embedding, one.strength) for one in chunk.placed if one.position > cut]
+        moved = [Placed(one.position - cut, one.embedding) for one in chunk.placed if one.position > cut]
         rest = Chunk(chunk.tokens[cut:], chunk.weights[cut:], moved)
         self.chunk = Chunk(chunk.tokens[:cut], chunk.weights[:cut], kept)
         self.next()
@@ -131,7 +130,8 @@ def cut_prompt(
             if number % 2:
                 found = (marked or {}).get(int(part))
                 if found is not None and found[1] != 0:
-                    cutter.embedding(found[0], piece.weight, found[1])
+                    # As emphasis does, and as in the other hosts: `<ti:a:1.2>` is `(a:1.2)`.
+                    cutter.embedding(found[0], piece.weight * found[1])
                 continue
             tokens = encode(part) if part.strip() else []
             position = 0
@@ -140,7 +140,7 @@ def cut_prompt(
                 if embedding is None:
                     cutter.token(tokens[position], piece.weight)
                 else:
-                    cutter.embedding(embedding, piece.weight, 1.0)
+                    cutter.embedding(embedding, piece.weight)
                 position += taken
     if cutter.chunk.tokens or not cutter.done:
         cutter.next()
