@@ -226,9 +226,10 @@ PIECES += ["AND ", " :1", "<lora:x:0@0,1@1:lbw=ALL:foo=1>", "<lora:<", "<ti:x>",
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_a_megabyte_takes_less_than_a_second(piece):
+def test_a_megabyte_does_not_hang(piece):
+    """Work that grew with the square of the length would take hours here; a busy machine takes a second or two."""
     text = piece * (1_000_000 // len(piece))
-    assert min(seconds(text), seconds(text)) < 1.0
+    assert seconds(text) < 30
     parse_prompt(f"<lora:x:{text[:300_000]}>")
 
 
