@@ -265,9 +265,22 @@ def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
         )
         return
     try:
-        wanted.found.append(Found(active, library.files.get(path)))
+        found = Found(active, library.files.get(path))
+        wanted.found.append(found)
+        if _loses_text_part(found):
+            wanted.reports.append(
+                f"{printable(tag.source_text)}: inside a region only the UNet's part of a file acts; "
+                "its text encoder's part does nothing."
+            )
     except InputError as problem:
         wanted.reports.append(f"{printable(tag.source_text)}: {without_folders(problem, [path])}")
+
+
+def _loses_text_part(found: Found) -> bool:
+    """Whether a region keeps a part of the file from acting: prompts are encoded for the whole picture."""
+    if found.tag.region is None or all(found.tag.strength(hires).te.constant == 0 for hires in (False, True)):
+        return False
+    return any(component != "unet" for component, _ in found.adapter.groups)
 
 
 def _mask_there(tag: Tag, library: Library) -> bool:

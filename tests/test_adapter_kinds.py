@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from injection_models import unet_inputs
-from training_helpers import header_of, job_values, make_pictures
+from training_helpers import header_of, job_values, killed_and_resumed, make_pictures
 
 from extension.injection import AdapterFiles, Injection, constant_use
 from trainers import running, spec
@@ -116,25 +116,8 @@ def test_trained_file_means_the_same_everywhere(train, tiny_base, kind):
 
 @pytest.mark.parametrize("kind", ["loha", "oft"])
 def test_resumes_to_the_same_bytes(train, monkeypatch, kind):
-    from trainers.engine import loop as loops
-
-    options = dict(steps=4, state_every=2, dropout=0.1)
-    code, whole = train(kind, **options)
-    assert code == 0
-    real = loops.micro_step
-
-    def die(session, index):
-        if index == 3:
-            raise KeyboardInterrupt
-        return real(session, index)
-
-    monkeypatch.setattr(loops, "micro_step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train(kind, folder="broken", **options)
-    monkeypatch.undo()
-    assert running.resume(whole.parent / "broken") == 0
-    name = "zog.safetensors"
-    assert (whole / name).read_bytes() == (whole.parent / "broken" / name).read_bytes()
+    whole, broken = killed_and_resumed(train, monkeypatch, kind, dropout=0.1)
+    assert (whole / "zog.safetensors").read_bytes() == (broken / "zog.safetensors").read_bytes()
 
 
 def test_goes_on_from_a_file(train):

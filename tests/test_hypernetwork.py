@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from training_helpers import events_of, job_values, make_pictures
+from training_helpers import events_of, job_values, killed_and_resumed, make_pictures
 
 from trainers import running, spec
 from trainers.errors import InputError
@@ -113,24 +113,9 @@ def test_trains_every_width_and_nothing_else(train, family):
 
 
 def test_resumes_to_the_same_bytes_and_goes_on_from_a_file(train, monkeypatch):
-    from trainers.engine import loop as loops
-
-    options = dict(steps=4, state_every=2, layer_dropout=["0", "0.2", "0"], layer_norm=True)
-    code, whole = train(**options)
-    assert code == 0
-    real = loops.micro_step
-
-    def die(session, index):
-        if index == 3:
-            raise KeyboardInterrupt
-        return real(session, index)
-
-    monkeypatch.setattr(loops, "micro_step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train(folder="broken", **options)
-    monkeypatch.undo()
-    assert running.resume(whole.parent / "broken") == 0
-    assert (whole / "zog.pt").read_bytes() == (whole.parent / "broken" / "zog.pt").read_bytes()
+    options = dict(steps=4, layer_dropout=["0", "0.2", "0"], layer_norm=True)
+    whole, broken = killed_and_resumed(train, monkeypatch, **options)
+    assert (whole / "zog.pt").read_bytes() == (broken / "zog.pt").read_bytes()
     code, more = train(folder="more", **{**options, "learning_rate": 0.0, "init_from": str(whole / "zog.pt")})
     assert code == 0
     one, other = hypernetworks.read(whole / "zog.pt"), hypernetworks.read(more / "zog.pt")

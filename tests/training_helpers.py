@@ -77,3 +77,31 @@ def header_of(path: Path) -> dict[str, Any]:
     """The raw JSON header of a safetensors file."""
     data = path.read_bytes()
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def killed_and_resumed(train, monkeypatch, *kind: str, **options: Any) -> tuple[Path, Path]:
+    """The run folders of a run of four steps, and of the same killed in its fourth step and resumed."""
+    from trainers import running
+    from trainers.engine import loop as loops
+
+    options = {"steps": 4, "state_every": 2, **options}
+    code, whole = train(*kind, **options)
+    assert code == 0
+    real = loops.micro_step
+
+    def die(session, index):
+        if index == 3:
+            raise KeyboardInterrupt
+        return real(session, index)
+
+    monkeypatch.setattr(loops, "micro_step", die)
+    try:
+        train(*kind, folder="broken", **options)
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise AssertionError("the run was not interrupted")
+    monkeypatch.undo()
+    broken = whole.parent / "broken"
+    assert running.resume(broken) == 0
+    return whole, broken

@@ -8,6 +8,7 @@ together in the order in which it stacks the tensors, and hands them to the UNet
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,17 +64,12 @@ def marking() -> Callable[..., tuple]:
     return modifier
 
 
-class RowReader(Attachment):
-    """Takes the rows out of every call of the UNet, before anything else looks at it.
-
-    Attributes:
-        rows: of the call at hand; None where they are not known.
-    """
+class BeforeCalls(Attachment):
+    """Something that is looked at or changed before every call of a UNet."""
 
     def __init__(self, unet: nn.Module) -> None:
         self._unet = weakref.ref(unet)
         self._handle: RemovableHandle | None = None
-        self.rows: tuple[Row, ...] | None = None
 
     def attach(self) -> None:
         unet = self._unet()
@@ -84,6 +80,22 @@ class RowReader(Attachment):
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    @abstractmethod
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """The arguments to call with instead, or None."""
+
+
+class RowReader(BeforeCalls):
+    """Takes the rows out of every call of the UNet, before anything else looks at it.
+
+    Attributes:
+        rows: of the call at hand; None where they are not known.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        self.rows: tuple[Row, ...] | None = None
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self.rows = kwargs.get(KEY)
@@ -96,26 +108,12 @@ class RowReader(Attachment):
         return self.rows if self.rows is not None and len(self.rows) == count else None
 
 
-class MarkedChunks(Attachment):
+class MarkedChunks(BeforeCalls):
     """Where a call has additional rows for regions, tells Forge's own patches of attention about them.
 
     They take a call apart by `cond_or_uncond`, one entry for each stretch of rows, so additional rows need entries.
     It goes on the UNet after what adds the rows.
     """
-
-    def __init__(self, unet: nn.Module) -> None:
-        self._unet = weakref.ref(unet)
-        self._handle: RemovableHandle | None = None
-
-    def attach(self) -> None:
-        unet = self._unet()
-        if unet is not None and self._handle is None:
-            self._handle = unet.register_forward_pre_hook(self._before, with_kwargs=True)
-
-    def remove(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         x = args[0] if args else kwargs.get("x")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from extension.injection.adapter_file import Adapter, Stamp, stamp
 from extension.injection.embedding_png import read_picture
+from extension.listing import walk_files
 from trainers.errors import InputError
 from trainers.formats import pickles, safetensors_io
 
@@ -161,22 +161,6 @@ def shadowed_word(name: str, vocabulary: Container[str]) -> bool:
     return f"{name.strip().lower()}</w>" in vocabulary
 
 
-def _files(folders: Iterable[Path]) -> Iterator[Path]:
-    """Files that may be embeddings, links followed, each real folder once."""
-    seen: set[str] = set()
-    for folder in folders:
-        for root, inner, names in os.walk(folder, followlinks=True):
-            real = os.path.realpath(root)
-            if real in seen:
-                inner[:] = []
-                continue
-            seen.add(real)
-            inner.sort()
-            for name in sorted(names):
-                if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                    yield Path(root) / name
-
-
 class EmbeddingStore:
     """Embeddings of some folders by name.
 
@@ -194,7 +178,7 @@ class EmbeddingStore:
         """Looks for new, changed and removed files; True when anything is different."""
         before = {path: entry[0] for path, entry in self._read.items()}
         now: dict[Path, tuple[Stamp, Embedding | None, str]] = {}
-        for path in _files(self.folders):
+        for _, path in walk_files(self.folders, ENDINGS):
             try:
                 current = stamp(path)
             except OSError:
