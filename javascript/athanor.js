@@ -9,6 +9,14 @@
 
   // ---- small helpers
 
+  /** A text of the page in the person's language: `t("{0} of {1}", 2, 5)`. Hosts put the chosen language into
+   * `window.localization`; a text that it lacks stays English. */
+  athanor.t = function (text, ...values) {
+    const known = window.localization || {};
+    const said = Object.prototype.hasOwnProperty.call(known, text) ? known[text] : text;
+    return said.replace(/\{(\d+)\}/g, (_, number) => String(values[number]));
+  };
+
   /** An element: h("button", {class: "x", onclick: f}, "text", child). Texts are set as text, never as HTML. */
   athanor.h = function (tag, attributes, ...children) {
     const svg = ["svg", "path", "line", "circle", "text", "g", "polyline", "title"].includes(tag);
