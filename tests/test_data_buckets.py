@@ -5,7 +5,7 @@ from data_helpers import job_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.data.buckets import bucket_sizes, geometry, place
+from trainers.buckets import bucket_sizes, geometry, place
 
 
 def shape(tmp=".", resolution=512, default=512, **options):

@@ -40,6 +40,7 @@ def job_values(base: Path, data: Path, **changes: Any) -> dict[str, Any]:
         "rank": 4,
         "device": "cpu",
         "threads": 1,
+        "override_checks": ["amount"],
         "run": {"session_id": 1234, "started_at": 1700000000.0},
     }
     return {**values, **changes}

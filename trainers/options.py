@@ -20,6 +20,10 @@ ACTIVATIONS = (
 )  # fmt: skip
 INITIALISATIONS = ("Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
 ADAPTER_KINDS = ("lora", "loha", "lokr", "dora", "oft", "ia3", "full")
+CHECKS = (
+    "captions", "trigger", "amount", "quality", "buckets", "sameness", "dose", "rate", "base", "vae", "memory", "learning",
+)  # fmt: skip
+"""What is looked at before and while a job trains (`trainers.checks`)."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _ADAPTER = ("lora",)
@@ -165,6 +169,7 @@ FIELDS: tuple[Field, ...] = (
     Field("validate_every", "int", 0, "Measure on the held-out pictures every so many steps; 0 means at the start and the end only.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
     Field("validation_draws", "int", 4, "Noise draws per held-out picture.", WATCHING, minimum=1, maximum=100),
     Field("tensorboard", "bool", False, "Write a TensorBoard log into the run folder.", WATCHING),
+    Field("override_checks", "list", [], "Checks whose red findings do not hold the run back, by name (captions, trigger, amount, …; `trainers check` lists them).", WATCHING),
     # --- files
     Field("save_every", "int", 0, "Save the result every so many steps as well; 0 is off.", FILES, minimum=0, maximum=1000000, unit="steps"),
     Field("save_every_epochs", "int", 0, "Save the result every so many epochs as well; 0 is off.", FILES, minimum=0, maximum=100000, unit="epochs"),
@@ -242,6 +247,17 @@ def rules(job: Job) -> Iterator[str]:
     if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
         yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."
     yield from _block_problems(job)
+    yield from _override_problems(job)
+
+
+def _override_problems(job: Job) -> Iterator[str]:
+    from trainers.errors import did_you_mean
+
+    for name in job.override_checks:
+        if name not in CHECKS:
+            yield f"override_checks: {name[:60]!r} is not a check; checks are {', '.join(CHECKS)}." + did_you_mean(
+                name[:60], CHECKS
+            )
 
 
 def result_ending(job: Job) -> str:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trainers import checks
 from trainers.bases.detect import BaseInfo, inspect_vae
+from trainers.checks import Finding
 from trainers.data.survey import Survey, survey
 from trainers.display import Display
 from trainers.engine import optimizers, precision, runfolder, state
@@ -58,7 +60,12 @@ def settle(job: Job) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
     return fixed, info, plan, found
 
 
-def facts(job: Job, plan: MemoryPlan, found: Survey) -> dict[str, Any]:
+def checked(job: Job, info: BaseInfo, plan: MemoryPlan, found: Survey) -> list[Finding]:
+    """What the checks say of a settled job, the worst first."""
+    return checks.before_start(checks.job_facts(job, found.scans, info, plan))
+
+
+def facts(job: Job, plan: MemoryPlan, found: Survey, findings: list[Finding]) -> dict[str, Any]:
     """What `check` says, for programs. `steps` is an estimate where the job counts in epochs: pictures of different
     shapes do not share a batch."""
     per_step = job.batch_size * job.gradient_accumulation
@@ -74,6 +81,7 @@ def facts(job: Job, plan: MemoryPlan, found: Survey) -> dict[str, Any]:
         "steps_are_exact": bool(job.steps),
         "exposures": steps * per_step,
         "folders": found.facts(),
+        "checks": [finding.as_dict() for finding in findings],
         "memory": {
             **memory,
             "gradient_checkpointing": plan.gradient_checkpointing,
@@ -96,14 +104,19 @@ def check_files(job: Job, info: BaseInfo) -> None:
 
 
 def check(job: Job, as_json: bool = False) -> int:
-    """Say what is wrong with a job, or what it will do; nothing is trained."""
+    """Say what is wrong with a job, or what it will do; nothing is trained. Red findings are an answer in JSON, and a
+    refusal otherwise."""
     job, info, plan, found = settle(job)
+    findings = checked(job, info, plan, found)
     if as_json:
-        print(json.dumps(facts(job, plan, found), ensure_ascii=False, default=str))
+        print(json.dumps(facts(job, plan, found, findings), ensure_ascii=False, default=str))
         return DONE
     print(f"Base: {FAMILIES[info.family].title}, {job.prediction} prediction, {job.resolution} px.")
     for line in [*found.lines(), *plan.lines()]:
         print(line)
+    for finding in findings:
+        print(finding.line())
+    checks.require(findings)
     print("The job is fine.")
     return DONE
 
@@ -114,7 +127,8 @@ def start(job: Job, folder: Path | None) -> int:
     if world.size > 1 and folder is None:
         raise InputError("--run: name the run's folder when several processes train together.")
     if world.is_main:
-        job, *_ = settle(job)
+        job, info, plan, found = settle(job)
+        checks.require(checked(job, info, plan, found))
         if folder is None:
             folder = runfolder.unused_folder(Path("runs"), job.name)
         run, job = runfolder.create(job, folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from trainers.buckets import Placement, geometry, place, ratio_error
 from trainers.data import captions
-from trainers.data.buckets import Placement, geometry, place, ratio_error
 from trainers.data.cache import Entries, cache_places, cache_root
 from trainers.data.index import FileIndex
 from trainers.data.latents import Cut, LatentStore, centre_cut, cuts_of

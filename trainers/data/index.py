@@ -14,20 +14,23 @@ from PIL import __version__ as PILLOW_VERSION
 
 from trainers.data.cache import write_atomically
 from trainers.data.images import UnreadablePicture, decode, read_bytes
+from trainers.looks import Looks, look_at
 
-_VERSION = 1
+_VERSION = 2
 # A file that changed this shortly before it was read may change again without its time of change moving.
 _CLOCK_STEP_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Facts:
-    """sha256 of a file's content, its size in pixels, whether it has an alpha channel; or why it cannot be used."""
+    """sha256 of a file's content, its size in pixels, whether it has an alpha channel, what it looks like; or why it
+    cannot be used."""
 
     sha256: str
     size: tuple[int, int] = (0, 0)
     has_alpha: bool = False
     problem: str = ""
+    looks: Looks | None = None
 
 
 NAME = "index.json"
@@ -59,7 +62,7 @@ class FileIndex:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             if stored["version"] == [_VERSION, PILLOW_VERSION]:
                 files, contents = stored["files"], stored["contents"]
-                if all(len(row) == 5 for row in files.values()) and all(len(row) == 4 for row in contents.values()):
+                if all(len(row) == 5 for row in files.values()) and all(len(row) == 5 for row in contents.values()):
                     self._files, self._contents = files, contents
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self._changed = True  # missing or damaged: made again from the files
@@ -100,13 +103,13 @@ class FileIndex:
         return self._known(sha256)
 
     def _known(self, sha256: str) -> Facts:
-        width, height, alpha, problem = self._contents[sha256]
-        return Facts(sha256, (width, height), alpha, problem)
+        width, height, alpha, problem, looks = self._contents[sha256]
+        return Facts(sha256, (width, height), alpha, problem, Looks.from_list(looks) if looks else None)
 
 
 def _inspect(data: bytes) -> list:
     try:
         picture, alpha = decode(data)
     except UnreadablePicture as error:
-        return [0, 0, False, str(error)]
-    return [picture.width, picture.height, alpha is not None, ""]
+        return [0, 0, False, str(error), None]
+    return [picture.width, picture.height, alpha is not None, "", look_at(picture).as_list()]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainers.data.buckets import Placement, Size
+from trainers.buckets import Placement, Size
 from trainers.data.cache import Entries, digest
 from trainers.data.images import UnreadablePicture, load_picture, read_bytes
 from trainers.data.masks import mask_from_file, to_latent_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainers.data.buckets import Size
+from trainers.buckets import Size
 from trainers.data.picture import Picture
 from trainers.rng import python_random
 

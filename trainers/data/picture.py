@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from trainers.looks import Looks
 from trainers.spec import Job
 
 
@@ -54,6 +55,7 @@ class Picture:
         size: (width, height) in pixels after EXIF orientation.
         folder: name of the folder as kohya's metadata counts it (`10_sks dog`, else the data folder's name).
         sha256, mask_sha256: of the files' contents.
+        looks: what it looks like in numbers.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class Picture:
     sha256: str = ""
     mask_sha256: str = ""
     has_alpha: bool = False
+    looks: Looks | None = None
     options: PictureOptions = field(default_factory=PictureOptions)
 
 

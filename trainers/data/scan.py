@@ -32,11 +32,19 @@ class Scan:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     options: dict[str, object] = field(default_factory=dict)  # job options that a dataset file sets (batch_size)
+    unused_captions: list[str] = field(
+        default_factory=list
+    )  # caption files that belong to no picture or cannot be read
+    unread_captions: list[str] = field(default_factory=list)  # caption files that the option captions leaves out
+    unseen: list[str] = field(default_factory=list)  # pictures in folders that say 0 repeats
 
     def add(self, other: Scan) -> None:
         self.pictures += other.pictures
         self.skipped += other.skipped
         self.notes += [note for note in other.notes if note not in self.notes]
+        self.unused_captions += other.unused_captions
+        self.unread_captions += other.unread_captions
+        self.unseen += other.unseen
 
 
 def scan(
@@ -116,6 +124,8 @@ def scan_source(source: Source, job: Job, index: FileIndex, report: Report | Non
     _check_files(candidates, index, result, report)
     with_captions = sum(picture.caption_path is not None for picture in result.pictures)
     result.notes += reader.finish(with_captions, job.captions)
+    result.unused_captions += [*reader.orphans, *reader.undecodable]
+    result.unread_captions += reader.unused
     result.notes += _missing_captions(result.pictures, source, reader)
     _note_masks(source, result)
     return result
@@ -153,6 +163,7 @@ def _pictures_of(folder: Folder, source: Source, reader: CaptionReader, result: 
         )
     reader.leave(folder, names)
     if names and repeats == 0:
+        result.unseen += ["/".join((*folder.parts, file)) for file in names]
         result.notes.append(f"The folder {folder.path} says 0 repeats, so {counted(len(names), 'picture')} left out.")
     elif names and repeats > 200 and source.repeats is None:
         result.notes.append(f"Every picture in {folder.path} counts {repeats} times, as the folder's name says.")
@@ -189,6 +200,7 @@ def _check_files(candidates: list[Picture], index: FileIndex, result: Scan, repo
                 result.skipped.append(Skipped(picture.path, problem))
             else:
                 picture.sha256, picture.size, picture.has_alpha = facts.sha256, facts.size, facts.has_alpha
+                picture.looks = facts.looks
                 picture.mask_sha256 = mask.sha256 if mask else ""
                 result.pictures.append(picture)
             if report and (number % 50 == 0 or number == len(candidates)):

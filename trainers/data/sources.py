@@ -53,5 +53,5 @@ class Source:
             extensions=_EXTENSIONS[job.captions],
             metadata=job.captions in ("auto", "metadata"),
             is_regularisation=is_regularisation,
-            allow_missing_captions=job.allow_missing_captions,
+            allow_missing_captions=job.allow_missing_captions or "captions" in job.override_checks,
         )

@@ -71,8 +71,10 @@ def survey(job: Job, *, remember: bool = False) -> Survey:
             continue
         measured = option in ("validation_data", "prior_data")
         aside = option in ("regularisation_data", "prior_data")
+        # What is taught is judged by the checks, with every other fault of it, instead of by the first one alone.
+        lenient = job.replace(allow_missing_captions=True) if option == "data" else job
         try:
-            scans[option] = scan(job[option], job, index=index, is_regularisation=aside, measured=measured)
+            scans[option] = scan(job[option], lenient, index=index, is_regularisation=aside, measured=measured)
         except InputError as error:
             raise InputError(*(text.replace("data:", f"{option}:", 1) for text in error.problems)) from None
     if remember:

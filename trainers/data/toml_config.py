@@ -180,7 +180,7 @@ def _source(
         extensions=_extensions(settings, job) if metadata_path is None else (),
         metadata=metadata_path if metadata_path is not None else job.captions in ("auto", "metadata"),
         is_regularisation=settings.get("is_reg", False),
-        allow_missing_captions=job.allow_missing_captions,
+        allow_missing_captions=job.allow_missing_captions or "captions" in job.override_checks,
     )
 
 

@@ -1,0 +1,197 @@
+"""The twelve checks: each fires on its own fault, none on the bundled pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from data_helpers import job_for
+from PIL import Image, ImageEnhance, ImageFilter
+from training_helpers import job_values, make_pictures, write_job
+
+from trainers import checks, cli, options, spec
+from trainers.data.scan import scan
+from trainers.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "assets" / "pictures"
+USUAL = {"resolution": 256, "steps": 1500, "batch_size": 2, "learning_rate": 2e-4, "name": "x"}
+
+
+def findings(folder: Path, *, unet: int = 860_000_000, fits: bool = True, base: str = "base", run=None, **changes):
+    values = {**USUAL, "base": f"{base}.safetensors", "data": str(folder), "text_encoder_lr": 5e-5, **changes}
+    job = spec.parse({**values, "run": run or {}})
+    job = job.replace(family="sd1", prediction="epsilon", clip_skip=job.clip_skip or 1)
+    plan = SimpleNamespace(peak_bytes=8 << 30, free_bytes=6 << 30, fits=fits)
+    found = scan(folder, job.replace(allow_missing_captions=True))
+    facts = checks.job_facts(job, {"data": found}, SimpleNamespace(parameters={"unet": unet}), plan)
+    return checks.before_start(facts)
+
+
+def fired(found) -> dict[str, str]:
+    """{check: its worst severity} of those that say something is wrong."""
+    return {each.id: each.severity for each in reversed(found) if each.severity != "ok"}
+
+
+@pytest.fixture
+def football(tmp_path) -> Path:
+    return Path(shutil.copytree(BUNDLED / "football" / "train", tmp_path / "football 足球"))
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["football/train", "basketball/train", "unrelated"])
+def test_the_bundled_pictures_are_clean(name):
+    found = findings(BUNDLED / name)
+    assert fired(found) == {}
+    assert {each.id for each in found} == set(options.CHECKS) == set(checks.BEFORE)
+    assert all(each.text.endswith(".") for each in found)
+
+
+def no_captions_but_one(folder):
+    for file in list(folder.glob("*.txt"))[1:]:
+        file.unlink()
+
+
+def captions_of_another_name(folder):
+    for file in folder.glob("*.txt"):
+        file.rename(folder / f"caption of {file.name}")
+
+
+def bytes_for_a_caption(folder):
+    (folder / "01.txt").write_bytes(b"a\0\xff\xfeball\0")
+
+
+def nearly_the_same(folder):
+    first = Image.open(pictures(folder)[0])
+    for number, file in enumerate(pictures(folder)[1:6]):
+        ImageEnhance.Brightness(first.resize((250 + number, 250 + number))).enhance(0.97).save(file, quality=70)
+
+
+def three_left(folder):
+    for file in pictures(folder)[3:]:
+        file.unlink()
+        file.with_suffix(".txt").unlink()
+
+
+def small(folder):
+    picture = Image.open(pictures(folder)[4])
+    picture.resize((100, 100)).save(pictures(folder)[4])
+
+
+def blurred(folder):
+    picture = Image.open(pictures(folder)[4])
+    picture.filter(ImageFilter.GaussianBlur(6)).save(pictures(folder)[4])
+
+
+def one_long(folder):
+    picture = Image.open(pictures(folder)[0]).convert("RGB")
+    strip = Image.new("RGB", (3 * 256, 256))
+    for number in range(3):
+        strip.paste(picture, (number * 256, 0))
+    strip.save(pictures(folder)[0])
+
+
+def too_long(folder):
+    Image.open(pictures(folder)[0]).resize((2000, 256)).save(pictures(folder)[0])
+
+
+def no_repeats(folder):
+    (folder / "0_rest").mkdir()
+    pictures(folder)[0].rename(folder / "0_rest" / "a.png")
+    (folder / "01.txt").unlink()
+
+
+def same_background(folder):
+    for number, file in enumerate(pictures(folder)[:12]):
+        picture = Image.open(file).convert("RGB")
+        page = Image.new("RGB", (300, 300), (250, 250, 245))
+        page.paste(picture.crop((20, 20, 236, 236)), (30 + number * 2, 50 - number * 2))
+        page.filter(ImageFilter.GaussianBlur(2)).save(file)
+
+
+def same_tag(folder):
+    for file in folder.glob("*.txt"):
+        file.write_text(f"sks ball, red scarf, {file.stem}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "changes", "check", "severity", "named"),
+    [
+        (no_captions_but_one, {}, "captions", "stop", 15),
+        (captions_of_another_name, {}, "captions", "stop", 16),
+        (bytes_for_a_caption, {}, "captions", "stop", 1),
+        (None, {"captions": "caption"}, "captions", "refused", 0),
+        (None, {"trigger": "ball"}, "trigger", "warn", 0),
+        (None, {"trigger": "supercalifragilistic expialidocious ball"}, "trigger", "warn", 0),
+        (nearly_the_same, {}, "amount", "stop", 5),
+        (three_left, {"steps": 500}, "amount", "stop", 0),
+        (small, {}, "quality", "stop", 1),
+        (blurred, {}, "quality", "warn", 1),
+        (one_long, {}, "buckets", "warn", 1),
+        (too_long, {"buckets": False}, "buckets", "warn", 1),
+        (no_repeats, {}, "buckets", "stop", 1),
+        (same_background, {}, "sameness", "warn", 12),
+        (same_tag, {"trigger": "sks ball"}, "sameness", "warn", 0),
+        (None, {"steps": 100}, "dose", "warn", 0),
+        (None, {"steps": 9000}, "dose", "warn", 0),
+        (None, {"learning_rate": 1e-3}, "rate", "warn", 0),
+        (None, {"text_encoder_lr": 3e-4}, "rate", "warn", 0),
+        (None, {"optimizer": "prodigy", "learning_rate": 1e-4, "text_encoder_lr": None}, "rate", "warn", 0),
+        (None, {"base": "SD-Turbo-v1"}, "base", "warn", 0),
+        (None, {"run": {"host_clip_skip": 2}}, "base", "warn", 0),
+        (None, {"fits": False}, "memory", "warn", 0),
+    ],
+)
+def test_each_fires_on_its_own_fault(football, sabotage, changes, check, severity, named):
+    if sabotage:
+        sabotage(football)
+    if severity == "refused":
+        with pytest.raises(InputError, match="captions: auto"):
+            findings(football, **changes)
+        return
+    found = findings(football, **changes)
+    severities = fired(found)
+    assert severities.pop(check) == severity, found
+    assert severities == {}, found
+    worst = next(each for each in found if each.id == check and each.severity == severity)
+    assert len(worst.pictures) == named and worst.what_to_do and worst.text.endswith(".")
+
+
+def test_a_toy_is_not_judged_by_the_rates_of_real_models(football):
+    assert fired(findings(football, unet=7_000_000, learning_rate=4e-3, text_encoder_lr=8e-3, steps=90)) == {}
+
+
+def test_red_findings_hold_a_run_back_until_they_are_overridden(tiny_base, tmp_path, capsys):
+    data = make_pictures(tmp_path / "three", 3)
+    values = job_values(tiny_base("sd1"), data, override_checks=[], steps=1)
+    job = write_job(tmp_path / "job.yaml", values)
+    assert cli.main(["run", str(job), "--run", str(tmp_path / "run")]) == 2
+    refused = capsys.readouterr().err.strip()
+    assert refused.startswith("amount: 3 pictures") and "override_checks: amount" in refused
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["check", str(job)]) == 2
+    assert "[STOP] amount" in capsys.readouterr().out
+    assert cli.main(["check", str(job), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["checks"]
+    assert told[0] == {
+        "id": "amount",
+        "severity": "stop",
+        "text": "3 pictures to learn from; fewer than 5.",
+        "pictures": [],
+        "what_to_do": told[0]["what_to_do"],
+        "overridden": False,
+    }
+    write_job(job, {**values, "override_checks": ["amount"]})
+    assert cli.main(["check", str(job), "--json"]) == 0
+    assert [each["overridden"] for each in json.loads(capsys.readouterr().out)["checks"] if each["severity"] == "stop"]
+
+
+def test_an_unknown_check_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match=r"override_checks: 'amuont' is not a check.*\"amount\""):
+        job_for(tmp_path, override_checks=["amuont"])
