@@ -17,6 +17,7 @@ from extension import recipes
 from extension.api_data import add_data_routes
 from extension.api_support import SentenceRoute, is_local, map_of, same_origin, text_of
 from extension.library import library
+from extension.live import live_tag
 from extension.publishing import publish
 from extension.workshop import Workshop
 from trainers import options
@@ -102,6 +103,13 @@ def _add_job_routes(router: APIRouter, workshop: Workshop) -> None:
     def publish_one(run_id: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:
         """Puts `file` where the host finds it; gives its name and its tag."""
         return publish(workshop, run_id, text_of(body, "file"))
+
+    @router.post("/jobs/{run_id}/live")
+    def live(run_id: str) -> dict[str, Any]:
+        """Has a run that trains write a snapshot; gives the tag that draws with it and its trigger word."""
+        jobs.command(run_id, "snapshot")
+        made = jobs.one(run_id)
+        return {"tag": live_tag(made.name), "trigger": made.trigger}
 
     @router.post("/jobs/{run_id}/{action}")
     def act(run_id: str, action: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:

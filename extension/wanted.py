@@ -42,7 +42,7 @@ class Library:
         embeddings: what `<ti:…>` and plain names mean.
         masks: pictures for `mask=`, or None where there are none.
         hypernetworks: files for `<hypernet:…>`, or None where those tags are the host's own to act on.
-        live: newest snapshot of a run in progress by its name, for `live=1`.
+        live: newest snapshot of a run in progress by its name, for `live=1`; an InputError says why there is none.
     """
 
     adapters: Listing
@@ -249,10 +249,7 @@ def _look_up_network(active: Active, library: Library, wanted: Wanted) -> None:
 
 def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
     tag = active.tag
-    path = library.live(tag.name.strip()) if tag.live and library.live is not None else None
-    if tag.live and path is None:
-        wanted.reports.append(f"{printable(tag.source_text)}: no run of this name is in progress; its file is used.")
-    path = path or library.adapters.find(tag.name)
+    path = (_live(tag, library, wanted) if tag.live else None) or library.adapters.find(tag.name)
     if path is None:
         wanted.missing.append(active)
         wanted.reports.append(_not_there(tag, "LoRA", library.adapters.nearest(tag.name)))
@@ -274,6 +271,18 @@ def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
             )
     except InputError as problem:
         wanted.reports.append(f"{printable(tag.source_text)}: {without_folders(problem, [path])}")
+
+
+def _live(tag: Tag, library: Library, wanted: Wanted) -> Path | None:
+    """The snapshot that `live=1` means; where there is none, the file of this name is used, and it is said."""
+    problem = "no run of this name is in progress; its file is used."
+    try:
+        path = library.live(tag.name.strip()) if library.live is not None else None
+    except InputError as error:
+        path, problem = None, str(error)
+    if path is None:
+        wanted.reports.append(f"{printable(tag.source_text)}: {problem}")
+    return path
 
 
 def _loses_text_part(found: Found) -> bool:

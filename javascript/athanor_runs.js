@@ -9,6 +9,7 @@
   const BUTTONS = {
     stop: ["Stop", "Saves, then stops; it can be resumed."],
     stop_now: ["Stop now", "Ends it at once; what was not saved is lost."],
+    live: ["Draw with it now", "Puts a tag into the prompt that draws with what it has learned so far, while it goes on."],
     save: ["Save now", "Writes a file that can be used, and goes on."],
     sample: ["Draw samples now", "Draws the sample prompts, and goes on."],
     resume: ["Resume", "Goes on from the last saved state."],
@@ -203,6 +204,7 @@
     await athanor.busy(button, async () => {
       const id = encodeURIComponent(run.id);
       if (action === "again") return athanor.fillForm((await athanor.api(`jobs/${id}/job`)).job);
+      if (action === "live") return drawLive(await athanor.api(`jobs/${id}/live`, {}));
       await athanor.api(`jobs/${id}/${action}`, {});
       if (action === "delete") {
         athanor.say(`“${run.id}” lies in the trash folder of the runs.`);
@@ -212,6 +214,11 @@
       if (action === "save" || action === "sample") athanor.say("Asked for; it is done after the present step.");
       return refresh();
     });
+  }
+
+  async function drawLive(made) {
+    await athanor.useInPrompt([made.trigger, made.tag].filter(Boolean).join(" "));
+    return refresh();
   }
 
   function drawSamples(run) {

@@ -13,6 +13,7 @@ from training_helpers import header_of, job_values, make_pictures, write_job
 
 from extension.jobs.environment import Environment
 from extension.jobs.manager import Jobs
+from extension.live import LiveFiles
 from trainers import cli
 from trainers.errors import InputError
 
@@ -38,10 +39,16 @@ def test_a_real_job_is_surveyed_killed_resumed_and_done(jobs, tiny_base, tmp_pat
 
     jobs.submit(values)
     look_until(jobs, "ball", "training", seconds=240)
+    live = LiveFiles(lambda: jobs)
+    first = live("ball")
+    assert first.parent == jobs.runs / "ball" / "live"
+    assert header_of(first)["__metadata__"]["ss_steps"] == str(int(first.stem.rpartition("-")[2]))
+    assert live("another") is None
     until(lambda: jobs.one("ball").step >= 11, 60)
     jobs.supervisor.kill(jobs.runs / "ball")
     (jobs.runs / "ball" / "asked.json").unlink()  # as if somebody else had killed it
     look_until(jobs, "ball", "interrupted")
+    assert live("ball") is None
     jobs.resume("ball")
     done = look_until(jobs, "ball", "done", seconds=240)
     assert [step for step, *_ in done.losses] == list(range(1, 31)) and done.resumed_from >= 10

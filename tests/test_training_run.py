@@ -118,7 +118,7 @@ def test_commands_samples_and_validation_change_nothing(tiny_base, pictures, uni
         sample_prompts=["a red ball"], sample_steps=2, validation_data=str(held_out), validate_every=4, save_every=3,
     )  # fmt: skip
     _wait_for_step(process, run, 1)
-    for asked in ("save", "sample"):
+    for asked in ("save", "sample", "snapshot"):
         send_command(run, asked)
     _wait_for_step(process, run, 3)
     send_command(run, "stop")
@@ -133,6 +133,7 @@ def test_commands_samples_and_validation_change_nothing(tiny_base, pictures, uni
     assert other.pop("__metadata__")["ss_num_validation_images"] == "0"
     assert own == other
     assert file_body_sha256(run / uninterrupted.name) == file_body_sha256(uninterrupted)
+    assert len(events_of(run, "snapshot")) >= 1
     assert len(list((run / "samples").glob("*.png"))) >= 3
     assert len(events_of(run, "validation")) >= 3
     again = run_trainer("resume", run)

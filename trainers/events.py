@@ -18,6 +18,7 @@ rollback    step, to_step, lr_scale, why
 validation  step, loss, base_loss, prior_loss, prior_base_loss
 sample      step, path, prompt, seed
 saved       step, path, kind ("result", "intermediate" or "state")
+snapshot    step, path (an adapter as it is now, for drawing with it meanwhile)
 stopped     step (on request; the run can be resumed)
 done        step, path, seconds
 failed      why, advice
@@ -35,7 +36,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("stop", "save", "sample")
+COMMANDS = ("stop", "save", "sample", "snapshot")
 
 
 def terminate_last_line(path: Path) -> None:
@@ -107,7 +108,7 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
 
 
 def send_command(run: Path, command: str) -> None:
-    """Ask the trainer of the run folder `run` to stop, save or sample."""
+    """Ask the trainer of the run folder `run` to do one of `COMMANDS`."""
     if command not in COMMANDS:
         raise ValueError(f"{command!r} is not one of {COMMANDS}")
     control = run / "control"

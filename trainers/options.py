@@ -181,7 +181,7 @@ FIELDS: tuple[Field, ...] = (
 BLOCKS = ("down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3", "text", "text_2")
 
 
-RUN_FOLDERS = ("state", "samples", "control", "cache", "class", "tensorboard")
+RUN_FOLDERS = ("state", "samples", "control", "cache", "class", "tensorboard", "live", "verdict")
 
 
 def fields_for(method: str) -> tuple[Field, ...]:

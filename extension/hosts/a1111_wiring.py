@@ -17,6 +17,7 @@ from extension.hosts.a1111_tab import add_tab
 from extension.hosts.a1111_tags import read_batch, read_before_parsing
 from extension.hosts.a1111_xyz import add_axis
 from extension.hosts.base import LoadedModel
+from extension.hosts.workshops import live_files_of
 from extension.injection.embeddings import EmbeddingStore
 from extension.listing import MASK_ENDINGS, Listing
 from extension.wanted import Library
@@ -46,7 +47,10 @@ class Plugin:
         folders = host.folders()
         self.host = host
         self.library = Library(
-            Listing(folders.adapters), EmbeddingStore(folders.embeddings), masks=Listing(folders.masks, MASK_ENDINGS)
+            Listing(folders.adapters),
+            EmbeddingStore(folders.embeddings),
+            masks=Listing(folders.masks, MASK_ENDINGS),
+            live=live_files_of(host),
         )
         self.sessions = self.sessions_class(host, self.library)
         self.ownership = Ownership(AthanorNetwork(self.sessions), self.builtin_class)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from extension.hosts.base import Host
-from extension.jobs.manager import jobs_for
+from extension.jobs.manager import Jobs, jobs_for
+from extension.live import LiveFiles
 from extension.recipes import Base, describe_base
 from extension.workshop import Workshop
 
@@ -20,6 +21,16 @@ def best_device() -> str:
     if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
         return "mps"
     return "cpu"
+
+
+def jobs_of(host: Host) -> Jobs:
+    """The queue of a host; the same one for everybody who asks."""
+    return jobs_for(host.folders().data / "runs", auto_device=best_device())
+
+
+def live_files_of(host: Host) -> LiveFiles:
+    """What `live=1` in a prompt of this host means."""
+    return LiveFiles(lambda: jobs_of(host))
 
 
 def workshop_for(
@@ -51,7 +62,7 @@ def workshop_for(
     pictures = data / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     return Workshop(
-        jobs_for(data / "runs", auto_device=best_device()), pictures, bases, lambda: host.folders().adapters, folders,
+        jobs_of(host), pictures, bases, lambda: host.folders().adapters, folders,
         results, changed, clip_skip,
     )  # fmt: skip
 

@@ -120,12 +120,15 @@ class Jobs:
             raise InputError(f"{run_id}: this run is not at work.")
 
     def command(self, run_id: str, command: str) -> None:
-        """Asks a run that trains to save its result so far, or to draw its sample prompts: "save", "sample"."""
+        """Asks a run that trains to save its result so far ("save"), to draw its sample prompts ("sample"), or to write
+        a snapshot that can be drawn with meanwhile ("snapshot")."""
         made = self.one(run_id)
-        if command not in ("save", "sample"):
-            raise InputError(f"command: {command[:60]!r} is not one of save, sample.")
+        if command not in ("save", "sample", "snapshot"):
+            raise InputError(f"command: {command[:60]!r} is not one of save, sample, snapshot.")
         if made.state != view.TRAINING:
             raise InputError(f"{run_id}: this run is {made.state}; it can be asked for this while it trains.")
+        if command == "snapshot" and not made.has_live:
+            raise InputError(f"{run_id}: only an adapter can be drawn with while it trains.")
         if command == "sample" and not self.raw_job(run_id).get("sample_prompts"):
             raise InputError(f"{run_id}: this run has no sample prompts to draw.")
         send_command(self.store.find(run_id), command)

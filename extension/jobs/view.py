@@ -15,7 +15,7 @@ RESUMABLE = (STOPPED, FAILED, INTERRUPTED)
 ACTIONS = {
     QUEUED: ("stop", "move", "again", "delete"),
     PREPARING: ("stop", "stop_now", "again"),
-    TRAINING: ("stop", "stop_now", "save", "sample", "again"),
+    TRAINING: ("stop", "stop_now", "live", "save", "sample", "again"),
     STOPPING: ("stop_now", "again"),
     STOPPED: ("resume", "again", "delete"),
     FAILED: ("resume", "again", "delete"),
@@ -44,6 +44,7 @@ class RunView:
         outputs: files that can be used, with their step: `{"file", "step", "kind"}`.
         problems: why it ended, or why it does not begin; sentences.
         notes: what a person should know; nothing is wrong.
+        live: `{"step", "time"}` of the newest snapshot that can be drawn with meanwhile; None where there is none.
         actions: what can be asked of it now.
         generation: grows when steps were taken back, so that a client draws its curve anew.
     """
@@ -78,8 +79,14 @@ class RunView:
     notes: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    live: dict[str, Any] | None = None
     actions: tuple[str, ...] = ()
     generation: int = 0
+
+    @property
+    def has_live(self) -> bool:
+        """Whether it can be drawn with while it trains."""
+        return self.method == "lora"
 
     def as_dict(self, since: int = -1, generation: int | None = None, brief: bool = False) -> dict[str, Any]:
         """For JSON.
@@ -130,6 +137,7 @@ class Summary:
         self.notes: list[str] = []
         self.failures: list[str] = []
         self.plan: dict[str, Any] = {}
+        self.live: dict[str, Any] | None = None
         self.generation = 0
         self._seconds: list[float] = []
 
@@ -144,7 +152,7 @@ class Summary:
             handler(event)
 
     def _begin(self, event: dict[str, Any]) -> None:
-        self.outcome, self.ended, self.eta = None, None, None
+        self.outcome, self.ended, self.eta, self.live = None, None, None, None
         self.failures, self._seconds = [], []
         if self.started is None:
             self.started = event.get("time")
@@ -210,8 +218,12 @@ class Summary:
             path = str(event.get("path"))
             self.saved[path] = {"file": path, "step": event.get("step"), "kind": event["kind"]}
 
+    def _on_snapshot(self, event: dict[str, Any]) -> None:
+        self.live = {"step": event.get("step"), "time": event.get("time")}
+
     def _end(self, event: dict[str, Any], outcome: str) -> None:
         self.outcome, self.ended, self.eta, self.doing = outcome, event.get("time"), None, ""
+        self.live = None
 
     def _on_stopped(self, event: dict[str, Any]) -> None:
         self._end(event, STOPPED)

@@ -121,7 +121,7 @@ def _known(run: Path, followed: _Followed) -> RunView:
         eta=told.eta, seconds_per_step=told.seconds_per_step, loss_average=told.loss_average,
         resumed_from=told.resumed_from, losses=list(told.losses), validations=list(told.validations),
         samples=samples, outputs=outputs, notes=list(told.notes), plan=dict(told.plan),
-        log=reasons.log_tail(run / "log.txt"), generation=told.generation,
+        live=told.live, log=reasons.log_tail(run / "log.txt"), generation=told.generation,
     )  # fmt: skip
 
 
@@ -174,6 +174,8 @@ def _judge_silence(made: RunView, run: Path, asked: dict[str, Any] | None) -> No
 
 def _actions(made: RunView, run: Path) -> tuple[str, ...]:
     allowed = view.ACTIONS[made.state]
+    if not made.has_live:
+        allowed = tuple(action for action in allowed if action != "live")
     if (run / "request.yaml").exists() or (run / "job.yaml").exists():
         return allowed
     return tuple(action for action in allowed if action not in ("resume", "again"))

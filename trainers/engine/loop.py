@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainers.engine import lr_schedules, optimizers, sampling, state
+from trainers.engine.live import Live
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
 from trainers.engine.step import micro_step
@@ -23,8 +24,8 @@ from trainers.events import take_commands
 SKIPS_BEFORE_ROLLBACK = 3
 ROLLBACKS_BEFORE_GIVING_UP = 3
 ROLLBACK_LR_FACTOR = 0.5
-STOP, SAVE, SAMPLE = 1, 2, 4
-COMMAND_BITS = {"stop": STOP, "save": SAVE, "sample": SAMPLE}
+STOP, SAVE, SAMPLE, SNAPSHOT = 1, 2, 4, 8
+COMMAND_BITS = {"stop": STOP, "save": SAVE, "sample": SAMPLE, "snapshot": SNAPSHOT}
 
 
 class Diverged(Exception):
@@ -37,6 +38,7 @@ class Loop:
     def __init__(self, session: Session, show: Any) -> None:
         self.s, self.show = session, show
         self.counters = Counters()
+        self.live = Live(session)
         self.resumed_from: int | None = None
         self.stop_asked = False
         self._base_rates = [group["lr"] for group in session.optimizer.param_groups]
@@ -298,15 +300,25 @@ class Loop:
     def _between_steps(self) -> bool:
         """What is due after a step; True when the run was asked to stop."""
         job, asked = self.s.job, self._commands()
-        if self._due(job.validate_every):
+        to_measure = self._due(job.validate_every)
+        to_draw = asked & SAMPLE or self._due(job.sample_every, job.sample_every_epochs)
+        self._snapshot(asked, bool(to_measure or to_draw))
+        if to_measure:
             self.validate()
-        if asked & SAMPLE or self._due(job.sample_every, job.sample_every_epochs):
+        if to_draw:
             self.draw_samples()
         if asked & (SAVE | STOP) or self._due(job.save_every, job.save_every_epochs):
             self.write_result("intermediate")
         if asked & (SAVE | STOP) or self._due(job.state_every):
             self.save_state()
         return bool(asked & STOP)
+
+    def _snapshot(self, asked: int, soon_busy: bool) -> None:
+        if asked & SNAPSHOT:
+            self.live.ask()
+        if self.live.is_due(self.counters.step, soon_busy):
+            with self._best_weights():
+                self.live.write(self.counters.step)
 
     def run(self) -> str:
         """Train to the end: "done", or "stopped" when that was asked for. Raises `Diverged`."""
@@ -333,6 +345,7 @@ class Loop:
             if self.counters.step < total and self._between_steps():
                 self.s.events.emit("stopped", step=self.counters.step)
                 return "stopped"
+        self._snapshot(0, soon_busy=True)
         self.validate()
         self.draw_samples()
         path = self.write_result("result")

@@ -1,7 +1,8 @@
 """A run is a folder: where everything of one run lies, and how its files are written so that a kill at any instant
 leaves it consistent.
 
-    job.yaml  events.jsonl  log.txt  error.txt  control/  samples/  state/<step>/  state/current  NAME.safetensors
+    job.yaml  events.jsonl  log.txt  error.txt  control/  samples/  live/  state/<step>/  state/current
+    NAME.safetensors
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples")
     states = property(lambda self: self.path / "state")
     cache = property(lambda self: self.path / "cache")
+    live = property(lambda self: self.path / "live")
 
     def result(self, job: Job, step: int | None = None) -> Path:
         """Where the result is written; with a step, where an intermediate one is."""

@@ -164,9 +164,13 @@ class LoraTrainable:
             return
         if self.job.file_format == "diffusers":
             tensors, header = adapters.to_diffusers(self.family, entries, dtype)
-            metadata = {**metadata, **header}
-        else:
-            tensors = adapters.to_kohya(entries, dtype)
+            safetensors_io.save(path, tensors, finish(tensors, {**metadata, **header}))
+            return
+        self.save_kohya(path, metadata)
+
+    def save_kohya(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write it under the names that every WebUI reads, whatever the job's own format is."""
+        tensors = adapters.to_kohya(self.entries(), DTYPES[self.job.save_dtype])
         safetensors_io.save(path, tensors, finish(tensors, metadata))
 
     def start_from(self, path: Path) -> int:

@@ -192,6 +192,8 @@ class KindTrainable:
         tensors = {name: tensor.to(dtype) for name, tensor in self.file_tensors().items()}
         safetensors_io.save(path, tensors, finish(tensors, metadata))
 
+    save_kohya = save
+
     def start_from(self, path: Path) -> None:
         """Take the weights of an existing file of the same kind."""
         stored, _ = safetensors_io.load(path)

@@ -10,7 +10,7 @@ from extension.api import add_routes
 from extension.hosts.embedded.engine import Studio
 from extension.hosts.embedded.host import EmbeddedHost
 from extension.hosts.embedded.places import ROOT
-from extension.hosts.workshops import workshop_for
+from extension.hosts.workshops import live_files_of, workshop_for
 from extension.ui.assets import add_asset_routes
 from extension.workshop import Workshop
 
@@ -22,9 +22,9 @@ def add_training(app: FastAPI, studio: Studio) -> Workshop:
         # Adapters are found in the runs themselves.
         return studio.places.embeddings if method == "textual_inversion" else None
 
-    workshop = workshop_for(
-        EmbeddedHost(studio), studio.bases, results, studio.rescan, folders=lambda: [ROOT / "assets" / "pictures"]
-    )
+    host = EmbeddedHost(studio)
+    studio.library.live = live_files_of(host)
+    workshop = workshop_for(host, studio.bases, results, studio.rescan, folders=lambda: [ROOT / "assets" / "pictures"])
     add_routes(app, workshop)
     add_asset_routes(app)
     return workshop
