@@ -12,11 +12,12 @@ def main():
         version = ".".join(map(str, sys.version_info[:3]))
         sys.stderr.write("Athanor needs Python 3.10 or newer; %s is Python %s.\n" % (sys.executable, version))
         return 1
-    if len(sys.argv) == 1 and not (sys.stdout and sys.stdout.isatty()):
-        # At a WebUI's start: the trainers' environment is made when a person asks for it, so there is nothing to do.
-        return 0
     # An embedded Python does not put a script's own folder on its path.
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    if len(sys.argv) == 1 and not (sys.stdout and sys.stdout.isatty()):
+        from installer.host import at_start
+
+        return at_start()
     from installer.cli import run
 
     return run(sys.argv[1:])

@@ -1,4 +1,5 @@
-"""HTTP routes under `/athanor/v1`: options and recipes, jobs, pictures and captions, what was trained.
+"""HTTP routes under `/athanor/v1`: options and recipes, jobs, pictures and captions, what was trained,
+the trainers' environment.
 
 Bodies are plain JSON objects, so that every pydantic understands them. A refusal is
 `{"problems": ["One sentence.", …]}` with a status of 4xx.
@@ -15,6 +16,7 @@ from fastapi.responses import FileResponse, Response
 
 from extension import recipes
 from extension.api_data import add_data_routes
+from extension.api_setup import add_setup_routes
 from extension.api_support import SentenceRoute, is_local, map_of, same_origin, text_of
 from extension.library import library
 from extension.live import live_tag
@@ -43,6 +45,7 @@ def add_routes(app: FastAPI, workshop: Workshop, authorise: Callable[..., Any] |
     _add_job_routes(router, workshop)
     _add_run_routes(router, workshop)
     add_data_routes(router, workshop)
+    add_setup_routes(router, workshop)
     app.include_router(router)
 
 

@@ -33,6 +33,7 @@ class Workshop:
         folders: further folders that pictures and files may be taken from.
         results: the folder in which the host looks for what a method makes; None where it finds it in the runs.
         changed: told after a file was put there, so that the host's lists show it.
+        notes: sentences that the tab shows at its top.
         clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
     """
 
@@ -44,6 +45,7 @@ class Workshop:
     results: Callable[[str], Path | None] = lambda method: None
     changed: Callable[[], None] = lambda: None
     clip_skip: Callable[[], int | None] = lambda: None
+    notes: Callable[[], list[str]] = list
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property

@@ -16,7 +16,7 @@ from installer.environment import ROOT, Environment
 from installer.problems import SetupError
 from installer.processes import clean_environment
 
-COMMANDS = ("demo", "serve", "test", "link", "doctor")
+COMMANDS = ("demo", "serve", "test", "link", "doctor", "setup")
 PASSED_ON = ("serve", "test")
 """Commands whose options are read by the program they start."""
 
@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     link = commands.add_parser("link", help="put this folder into a WebUI's extensions")
     link.add_argument("webui", metavar="WEBUI_DIR", type=Path)
     link.add_argument("--with-base", action="store_true", help="also give it the embedded base model")
+    setup = commands.add_parser("setup", help="make the trainers' environment for a WebUI's Python (WebUIs run this)")
+    setup.add_argument("--data", metavar="DIR", type=Path, help="where to make it if this folder cannot be written")
+    setup.add_argument("--again", action="store_true", help="also mend one that says it is complete")
     doctor = commands.add_parser("doctor", help="say what is here and what is wrong; part of a bug report")
     doctor.add_argument("webui", metavar="WEBUI_DIR", type=Path, nargs="?")
     return parser
@@ -102,6 +105,12 @@ def _link(options: argparse.Namespace, _rest: list[str]) -> int:
     return link(options.webui.expanduser().absolute(), with_base=options.with_base)
 
 
+def _setup(options: argparse.Namespace, _rest: list[str]) -> int:
+    from installer.host import set_up
+
+    return set_up(options.data and options.data.expanduser().absolute(), options.again)
+
+
 def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
     from installer.doctor import report
 
@@ -109,4 +118,4 @@ def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "serve": _serve, "test": _test, "link": _link, "doctor": _doctor}
+_COMMANDS = {"demo": _demo, "serve": _serve, "test": _test, "link": _link, "doctor": _doctor, "setup": _setup}

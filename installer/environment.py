@@ -1,4 +1,4 @@
-"""The trainers' environment: `.venv` beside install.py, made once and then only checked.
+"""The trainers' environment, made once, then only checked: `.venv` beside install.py, or a WebUI's (`installer.host`).
 
 A stamp file inside it says what it was made from. While it is being made the stamp says so, and a set-up that finds
 such a stamp starts afresh. Nothing is ever installed anywhere else: where the running Python has a torch, the
@@ -21,24 +21,33 @@ from typing import Any
 
 from installer import machine
 from installer.lock import only_one
+from installer.packages import look
 from installer.problems import SetupError, explain, tail_of
-from installer.processes import Status, capture, follow
+from installer.processes import Status, Watch, capture, follow
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "athanor-setup.json"
 OURS, BORROWED = "athanor.pth", "athanor-torch.pth"
 TORCH, TORCH_NEEDS = "torch.txt", "torch-needs.txt"
 TRAINERS, TRAINERS_OLD, TESTS = "trainers.txt", "trainers-torch21.txt", "tests.txt"
+WHEELS = "wheels"
 SERVE, SERVE_OLD = "serve.txt", "serve-torch21.txt"
 NEWER_TRAINERS_FROM = (2, 6)
 
 
 class Environment:
-    """The environment in `folder`, for the requirement files in `root/requirements`."""
+    """The environment in `folder`, for the requirement files in `root/requirements`.
 
-    def __init__(self, root: Path = ROOT) -> None:
+    Attributes:
+        watch: told of every step and of every line that it prints; None where nobody looks on.
+    """
+
+    watch: Watch | None = None
+
+    def __init__(self, root: Path = ROOT, folder: Path | None = None) -> None:
         self.root = root
-        self.folder = root / ".venv"
+        self.folder = folder or root / ".venv"
+        self.lock_path = self.folder.with_name(self.folder.name + ".lock")
         self.stamp_path = self.folder / STAMP
         self.log_path = self.folder / "athanor-setup.log"
 
@@ -46,6 +55,13 @@ class Environment:
     def python(self) -> Path:
         """The environment's interpreter."""
         return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    def command(self) -> list[Path]:
+        """The words before `-m MODULE` or `-c PROGRAM`."""
+        return [self.python]
+
+    def _pip_command(self) -> list[str | Path]:
+        return [self.python, "-m", "pip", "install", "--no-warn-script-location"]
 
     def stamp(self) -> dict[str, Any]:
         """What the environment was made from; empty without a readable stamp."""
@@ -59,6 +75,10 @@ class Environment:
         temporary = self.stamp_path.with_suffix(".new")
         temporary.write_text(json.dumps(stamp, indent=1, sort_keys=True), encoding="utf-8")
         os.replace(temporary, self.stamp_path)
+
+    def lists(self, names: Sequence[str]) -> list[Path]:
+        """The requirement files of these names that are there."""
+        return [file for file in (self.root / "requirements" / name for name in names) if file.is_file()]
 
     def _hash(self, *names: str) -> str:
         digest = hashlib.sha256()
@@ -93,6 +113,9 @@ class Environment:
 
     # --- making it
 
+    def _status(self, what: str) -> Status:
+        return Status(what, self.watch)
+
     def ensure(self, tests: bool = False, serve: bool = False) -> Path:
         """Makes the environment where it is missing or outdated; returns its interpreter. Fast when it fits.
 
@@ -105,7 +128,7 @@ class Environment:
             return self.python
         if not os.access(self.root, os.W_OK):
             raise SetupError(f"{self.root} cannot be written; give yourself write access or move Athanor elsewhere.")
-        with only_one(self.root / ".venv.lock"):
+        with only_one(self.lock_path):
             if not self.fits(tests, serve):  # another set-up may have made it meanwhile
                 self._make(tests, serve)
         return self.python
@@ -119,7 +142,7 @@ class Environment:
         site = self._site_packages()
         torch = None
         if wanted["torch_nearby"]:
-            status = Status(f"Trying the torch that is already here ({wanted['torch_nearby']})")
+            status = self._status(f"Trying the torch that is already here ({wanted['torch_nearby']})")
             torch = machine.found_torch()
             status.done("it works and will be used" if torch else "it does not work, so another one is installed")
         # The borrowed folders come back last: pip must not count what lies there as installed.
@@ -130,12 +153,13 @@ class Environment:
             sets.insert(0, TORCH_NEEDS)
         elif machine.version_tuple(torch.version) < NEWER_TRAINERS_FROM:
             sets = [TRAINERS_OLD, *[SERVE_OLD] * serve]
-        files = [self.root / "requirements" / name for name in sets + [TESTS] * tests]
-        self._pip("Installing the trainers' packages", "--no-deps", *[part for file in files for part in ("-r", file)])
+        files = self.lists(sets + [TESTS] * tests)
+        stamp["lists"] = [file.name for file in files]
+        self._install(files)
         (site / OURS).write_text(f"{self.root}\n", encoding="utf-8")
         if torch is not None:
             (site / BORROWED).write_text("\n".join(torch.folders) + "\n", encoding="utf-8")
-        stamp["versions"] = self._check(serve)
+        stamp["versions"] = self._check(files, serve)
         stamp["ready"] = True
         self._write_stamp(stamp)
         print(f"The environment is ready ({time.monotonic() - began:.0f} s).", flush=True)
@@ -187,7 +211,7 @@ class Environment:
                 raise SetupError(_without_venv(module))
         self.folder.mkdir(exist_ok=True)
         self._write_stamp({"ready": False})
-        status = Status(f"Making an environment for Python {sys.version_info[0]}.{sys.version_info[1]}")
+        status = self._status(f"Making an environment for Python {sys.version_info[0]}.{sys.version_info[1]}")
         # The base interpreter, not a virtual environment's, so that this one does not depend on that one.
         base = getattr(sys, "_base_executable", "") or sys.executable
         code, output = capture([base, "-m", "venv", self.folder], timeout=600)
@@ -228,16 +252,29 @@ class Environment:
                     raise
                 print(f"That did not work ({explain(problem.tail)}); trying pip's own index.", flush=True)
 
+    def _install(self, files: Sequence[Path]) -> None:
+        """Installs lists: from the folder `wheels` beside install.py where that is enough, else as pip is set up."""
+        lists = [part for file in files for part in ("-r", file)]
+        what, wheels = "Installing the trainers' packages", self.root / WHEELS
+        if not wheels.is_dir():
+            return self._pip(what, "--no-deps", *lists)
+        try:
+            self._pip(f"{what} from {wheels}", "--no-deps", "--no-index", "--find-links", wheels, *lists)
+        except SetupError as problem:
+            print(f"That did not work ({explain(problem.tail)}); trying pip's own index too.", flush=True)
+            self._pip(what, "--no-deps", "--find-links", wheels, *lists)
+
     def _torch_requirement(self) -> str:
         lines = (self.root / "requirements" / TORCH).read_text(encoding="utf-8").splitlines()
         return next(line.split(";")[0].strip() for line in lines if line.startswith("torch=="))
 
     def _pip(self, what: str, *arguments: str | Path) -> None:
-        status = Status(what)
-        command = [self.python, "-m", "pip", "install", "--no-warn-script-location", *arguments]
+        status = self._status(what)
+        command = [*self._pip_command(), *arguments]
         code, output = follow(command, status.line)
-        with contextlib.suppress(OSError), open(self.log_path, "a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(map(str, command))}\n{output}\n\n")
+        if self.watch is None:
+            with contextlib.suppress(OSError), open(self.log_path, "a", encoding="utf-8") as log:
+                log.write(f"$ {' '.join(map(str, command))}\n{output}\n\n")
         if code != 0:
             status.done("failed")
             raise SetupError(
@@ -245,13 +282,17 @@ class Environment:
             )
         status.done()
 
-    def _check(self, serve: bool) -> dict[str, str]:
+    def _check(self, files: Sequence[Path], serve: bool) -> dict[str, str]:
         """The versions of what was installed, after importing it once in the environment."""
-        status = Status("Checking that everything can be imported")
-        code, output = capture([self.python, "-c", _IMPORT_SERVE * serve + _IMPORT_ALL], timeout=600)
+        status = self._status("Checking that everything can be imported")
+        code, output = capture([*self.command(), "-c", _IMPORT_SERVE * serve + _IMPORT_ALL], timeout=600)
         if code != 0:
             status.done("failed")
             raise SetupError("The packages are installed but cannot be imported; see below.", tail_of(output))
+        wrong = [package.complaint for package in look(self.command(), files, self.folder) if package.complaint]
+        if wrong and not self.stamp().get("adopted"):
+            status.done("failed")
+            raise SetupError(f"The environment in {self.folder} is mixed up; delete it.", "\n".join(wrong))
         versions = json.loads(output.strip().splitlines()[-1])
         status.done(", ".join(f"{name} {version}" for name, version in versions.items()))
         return versions

@@ -15,16 +15,19 @@ from installer.processes import capture
 NAME = "athanor"
 BASE = "athanor-base"
 _SIGNS = ("webui.py", "launch.py", "webui.sh", "webui-user.bat", "modules", "models", "extensions")
-_NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", ".venv.lock", "__pycache__", "demo", "runs", "environment", ".*_cache"
-)
+_NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "demo", "runs", "environment", ".*_cache")
+
+
+def is_webui(folder: Path) -> bool:
+    """Whether `folder` looks like a Stable Diffusion WebUI."""
+    return (folder / "modules").is_dir() and sum((folder / sign).exists() for sign in _SIGNS) >= 3
 
 
 def check_webui(folder: Path) -> None:
     """Raises `SetupError` unless `folder` looks like a Stable Diffusion WebUI."""
     if not folder.is_dir():
         raise SetupError(f"{folder} does not exist or is not a folder.")
-    if sum((folder / sign).exists() for sign in _SIGNS) >= 3 and (folder / "modules").is_dir():
+    if is_webui(folder):
         return
     inside = folder / "webui"
     hint = f" Did you mean {inside}?" if (inside / "modules").is_dir() else ""

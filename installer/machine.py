@@ -10,8 +10,6 @@ import platform
 import re
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +114,9 @@ def nvidia_gpus() -> list[Gpu]:
 
 def reachable(url: str, timeout: float = 4.0) -> bool:
     """Whether something answers at `url` within `timeout` seconds (through the system's proxy settings)."""
+    import urllib.error  # takes longer to import than all that a WebUI's start does here
+    import urllib.request
+
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
             return True

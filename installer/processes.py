@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 # Where packages go and which Python is meant is decided here, not by what happens to be set outside. Index, proxy,
 # certificate, cache and find-links settings of pip stay as the person has them.
@@ -64,17 +65,31 @@ def follow(command: Sequence[str | Path], on_line: Callable[[str], None]) -> tup
         raise
 
 
+class Watch(Protocol):
+    """Somebody who looks on, beside the terminal."""
+
+    def begin(self, what: str) -> None:
+        """A step begins."""
+
+    def line(self, text: str) -> None:
+        """The step's program printed a line."""
+
+
 class Status:
     """Says what is being done and how long it took; on a terminal the current line of output runs along."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, watch: Watch | None = None) -> None:
+        self._what, self._watch = what, watch
+        if watch is not None:
+            watch.begin(what)
         self._began = time.monotonic()
         self._terminal = bool(sys.stdout and sys.stdout.isatty())
         print(f"{what} ...", end="\n" if not self._terminal else "", flush=True)
 
     def line(self, text: str) -> None:
-        """Shows a line of the running program's output (on a terminal only)."""
+        """Shows a line of the running program's output (on a terminal, and to who looks on)."""
+        if self._watch is not None:
+            self._watch.line(text)
         if self._terminal:
             shown = f"{self._what} ... {time.monotonic() - self._began:.0f} s  {text.strip()}"[:110]
             print(f"\r{shown:<110}", end="", flush=True)

@@ -182,7 +182,7 @@
     const panels = names.map((name) =>
       h("section", { id: `athanor-screen-${name}`, class: "athanor-screen", role: "tabpanel",
         "aria-labelledby": `athanor-to-${name}`, hidden: true }));
-    athanor.fill(root, bar, panels, h("div", { id: "athanor-toast", role: "status", "aria-live": "polite" }));
+    athanor.fill(root, athanor.setupBanner ? athanor.setupBanner() : "", bar, panels, h("div", { id: "athanor-toast", role: "status", "aria-live": "polite" }));
     names.forEach((name, index) => athanor.screens[name].build(panels[index]));
     athanor.show(athanor.shown || "train");
   }

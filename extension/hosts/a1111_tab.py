@@ -11,11 +11,12 @@ from typing import Any
 
 import gradio as gr
 from fastapi import HTTPException, Request
-from modules import script_callbacks, sd_models, shared
+from modules import paths_internal, script_callbacks, sd_models, shared
 
 from extension.api import PREFIX, add_routes
 from extension.hosts.base import Host
 from extension.hosts.workshops import workshop_for
+from extension.jobs.copies import second_copies
 from extension.ui.tab import build_tab
 from extension.workshop import Workshop
 
@@ -59,7 +60,10 @@ def _workshop(host: Host, changed: Callable[[], None]) -> Workshop:
         model = host.model()
         return shared.opts.CLIP_stop_at_last_layers if model and model.family == "sd1" else None
 
-    return workshop_for(host, checkpoints, results, changed, clip_skip)
+    def notes() -> list[str]:
+        return second_copies(Path(paths_internal.extensions_dir), shared.opts.disabled_extensions)
+
+    return workshop_for(host, checkpoints, results, changed, clip_skip, notes=notes)
 
 
 def authorise_with(app: Any) -> Callable[[Request], None]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from extension.hosts.base import Host
+from extension.jobs.environment import Environment
 from extension.jobs.manager import Jobs, jobs_for
+from extension.jobs.setup import setup_for
 from extension.live import LiveFiles
 from extension.recipes import Base, describe_base
 from extension.workshop import Workshop
@@ -25,7 +27,8 @@ def best_device() -> str:
 
 def jobs_of(host: Host) -> Jobs:
     """The queue of a host; the same one for everybody who asks."""
-    return jobs_for(host.folders().data / "runs", auto_device=best_device())
+    data = host.folders().data
+    return jobs_for(data / "runs", Environment(setup=setup_for(data)), best_device())
 
 
 def live_files_of(host: Host) -> LiveFiles:
@@ -40,12 +43,13 @@ def workshop_for(
     changed: Callable[[], None] = lambda: None,
     clip_skip: Callable[[], int | None] = lambda: None,
     folders: Callable[[], Sequence[Path]] = lambda: (),
+    notes: Callable[[], list[str]] = list,
 ) -> Workshop:
     """The workshop of a host; a page that is built again gets the same queue.
 
     Args:
         checkpoints: the base models that the host knows.
-        results, changed, clip_skip, folders: see `Workshop`.
+        results, changed, clip_skip, folders, notes: see `Workshop`.
     """
     described: dict[tuple[str, int], Base] = {}
 
@@ -63,7 +67,7 @@ def workshop_for(
     pictures.mkdir(parents=True, exist_ok=True)
     return Workshop(
         jobs_of(host), pictures, bases, lambda: host.folders().adapters, folders,
-        results, changed, clip_skip,
+        results, changed, clip_skip, notes,
     )  # fmt: skip
 
 
