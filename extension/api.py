@@ -14,10 +14,10 @@ from typing import Any
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, Response
 
-from extension import recipes
 from extension.api_data import add_data_routes
 from extension.api_setup import add_setup_routes
 from extension.api_support import SentenceRoute, is_local, map_of, same_origin, text_of
+from extension.api_train import add_train_routes
 from extension.library import library
 from extension.live import live_tag
 from extension.publishing import publish
@@ -25,7 +25,6 @@ from extension.workshop import Workshop
 from trainers import options
 from trainers.errors import InputError
 from trainers.events import read_events
-from trainers.presets import preset_names
 
 PREFIX = "/athanor/v1"
 _ACTIONS = ("stop", "stop_now", "save", "sample", "resume", "again", "move", "delete", "restore")
@@ -46,6 +45,7 @@ def add_routes(app: FastAPI, workshop: Workshop, authorise: Callable[..., Any] |
     _add_run_routes(router, workshop)
     add_data_routes(router, workshop)
     add_setup_routes(router, workshop)
+    add_train_routes(router, workshop)
     app.include_router(router)
 
 
@@ -57,26 +57,6 @@ def _add_schema_routes(router: APIRouter, workshop: Workshop) -> None:
             raise InputError(f"method: {method[:60]!r} is not one of {', '.join(options.METHODS)}.")
         fields = [asdict(option) for option in options.fields_for(method)]
         return {"method": method, "methods": list(options.METHODS), "options": fields}
-
-    @router.get("/recipes")
-    def all_recipes() -> dict[str, Any]:
-        """Purposes, paces and the recipes that ship with the project."""
-        presets = [{"name": name, "about": recipes.about_preset(name)} for name in preset_names()]
-        return {"purposes": recipes.PURPOSES, "paces": list(recipes.PACES), "presets": presets}
-
-    @router.post("/recipes/compose")
-    def compose(body: dict[str, Any] = _BODY) -> dict[str, Any]:
-        """The options for a purpose (or preset), pace, base and method."""
-        chosen = next((each for each in workshop.bases() if str(each.path) == body.get("base")), None)
-        base = chosen or recipes.describe_base(workshop.confined(text_of(body, "base"), "base"))
-        preset = text_of(body, "preset") or recipes.preset_for(text_of(body, "purpose", "object"), base)
-        values = recipes.compose(preset, text_of(body, "pace", "balanced"), text_of(body, "method", "lora"))
-        return {"preset": preset, "values": values, "about": recipes.about_preset(preset)}
-
-    @router.get("/bases")
-    def bases() -> dict[str, Any]:
-        """The base models that can be trained on; the one that is loaded is marked."""
-        return {"bases": [{**asdict(base), "path": str(base.path)} for base in workshop.bases()]}
 
     @router.get("/library")
     def trained() -> dict[str, Any]:

@@ -10,7 +10,10 @@ from typing import Any
 
 from extension.jobs.files import read_json, write_json
 from extension.jobs.manager import Jobs
+from extension.own_presets import OwnPresets
 from extension.recipes import Base
+from extension.starting import starting_points
+from extension.tokens import Tokenize
 from trainers import options
 from trainers.errors import InputError
 from trainers.options import fields_for
@@ -35,6 +38,8 @@ class Workshop:
         changed: told after a file was put there, so that the host's lists show it.
         notes: sentences that the tab shows at its top.
         clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
+        tokenizer: how the host's text encoder splits a text; None where that is not known now.
+        device: what is trained on, and the bytes of its memory (None for the processor).
     """
 
     jobs: Jobs
@@ -46,7 +51,14 @@ class Workshop:
     changed: Callable[[], None] = lambda: None
     clip_skip: Callable[[], int | None] = lambda: None
     notes: Callable[[], list[str]] = list
+    tokenizer: Callable[[], Tokenize | None] = lambda: None
+    device: Callable[[], tuple[str, int | None]] = lambda: ("cpu", None)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def presets(self) -> OwnPresets:
+        """The person's own presets."""
+        return OwnPresets(self.pictures.parent / "presets")
 
     @property
     def _added_file(self) -> Path:
@@ -99,12 +111,14 @@ class Workshop:
         """
         checked, problems = dict(values), []
         bases = {str(base.path): base.path for base in self.bases()}
+        files = starting_points(self, str(checked.get("method", "lora"))) if checked.get("init_from") else []
+        listed = {"base": bases, "init_from": {str(file.path): file.path for file in files}}
         for name in PATH_OPTIONS:
             value = checked.get(name)
             if value is None or value == "":
                 continue
             try:
-                known = bases.get(str(value)) if name == "base" else None
+                known = listed.get(name, {}).get(str(value))
                 checked[name] = str(known or self.confined(str(value), name))
             except InputError as error:
                 problems += error.problems

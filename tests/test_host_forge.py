@@ -137,7 +137,9 @@ def test_model_without_making_forge_load_one(monkeypatch):
     engine = Engine("clip_l", flag="is_sd1")
     engine.sd_checkpoint_info = SimpleNamespace(filename="/models/a.safetensors")
     monkeypatch.setattr(Forge, "raw_model", lambda self: engine)
+    monkeypatch.setattr(Forge, "option", lambda self, key, default: ["/vae/bright.safetensors"])
     loaded = host.model()
+    assert loaded.vae == "bright.safetensors"
     assert loaded.family == "sd1" and loaded.checkpoint == Path("/models/a.safetensors")
     assert loaded.widths == {"text_encoder": 8} and "cat</w>" in loaded.vocabulary
     monkeypatch.setattr(Forge, "raw_model", lambda self: None)

@@ -73,10 +73,28 @@ def _widths(sd_model: Any, family: str) -> dict[str, int]:
     return found
 
 
+def _tokenizer(sd_model: Any, family: str) -> Any:
+    """The first text encoder's tokenizer; None where it has none of its own (open_clip's is one for all)."""
+    holder = _sdxl_encoders(sd_model)[0] if family == "sdxl" else sd_model.cond_stage_model
+    return getattr(holder, "tokenizer", None) or getattr(getattr(holder, "wrapped", None), "tokenizer", None)
+
+
 def _vocabulary(sd_model: Any) -> Any:
     encoder = getattr(sd_model, "cond_stage_model", None)
     tokenizer = getattr(encoder, "tokenizer", None)
     return tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else ()
+
+
+def own_vae() -> str:
+    """The file name of the autoencoder that the person chose; empty where the model's own is used."""
+    from modules import sd_vae
+
+    file = getattr(sd_vae, "loaded_vae_file", None)
+    return Path(file).name if file else ""
+
+
+PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v", "v_prediction": "v"}
+"""The hosts' words for what a model predicts."""
 
 
 class A1111:
@@ -114,7 +132,14 @@ class A1111:
         if family is None:
             return LoadedModel(None, {}, checkpoint)
         return LoadedModel(
-            family, parts_of(sd_model, family), checkpoint, _widths(sd_model, family), _vocabulary(sd_model)
+            family,
+            parts_of(sd_model, family),
+            checkpoint,
+            _widths(sd_model, family),
+            _vocabulary(sd_model),
+            _tokenizer(sd_model, family),
+            PREDICTIONS.get(str(getattr(sd_model, "parameterization", "")), ""),
+            own_vae(),
         )
 
     def option(self, key: str, default: Any) -> Any:

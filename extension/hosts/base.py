@@ -35,6 +35,9 @@ class LoadedModel:
         checkpoint: its file, None where the host does not say.
         widths: width of the token embeddings by text encoder.
         vocabulary: CLIP's words, to notice an embedding that takes a word's place.
+        tokenizer: the first text encoder's, as transformers or open_clip have it; None where it is not known.
+        prediction: "epsilon" or "v"; empty where the host does not say.
+        vae: the autoencoder file that the host draws with instead of the model's own; empty for its own.
     """
 
     family: str | None
@@ -42,6 +45,9 @@ class LoadedModel:
     checkpoint: Path | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
     vocabulary: Container[str] = ()
+    tokenizer: Any = None
+    prediction: str = ""
+    vae: str = ""
 
 
 class Host(Protocol):

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from extension.hosts.a1111 import A1111
+from extension.hosts.a1111 import A1111, PREDICTIONS
 from extension.hosts.base import LoadedModel
 
 _ENCODERS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
@@ -88,7 +88,16 @@ class Forge(A1111):
         parts = parts_of(engine, family)
         widths = {name: embedding_width(part) for name, part in parts.items() if name != "unet"}
         tokenizer = text_engines(engine, family)["text_encoder"].tokenizer
-        return LoadedModel(family, parts, checkpoint, widths, tokenizer.get_vocab())
+        predictor = getattr(engine.forge_objects.unet.model, "predictor", None)
+        prediction = PREDICTIONS.get(str(getattr(predictor, "prediction_type", "")), "")
+        return LoadedModel(
+            family, parts, checkpoint, widths, tokenizer.get_vocab(), tokenizer, prediction, self._own_vae()
+        )
+
+    def _own_vae(self) -> str:
+        """Names of the files that the person chose beside the model; empty where its own parts are used."""
+        files = self.option("forge_additional_modules", None) or []
+        return ", ".join(Path(file).name for file in files)
 
     def register(self) -> type:
         """Puts our callbacks in place and returns the class of our always-on script."""

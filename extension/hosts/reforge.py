@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from extension.hosts.a1111 import A1111
+from extension.hosts.a1111 import A1111, own_vae
 from extension.hosts.base import LoadedModel
 from extension.hosts.forge import COMPONENTS, embedding_width
 
@@ -72,7 +72,11 @@ class ReForge(A1111):
         tokenizer = next(iter(_tokenizers(sd_model)), None)
         words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else ()
         unet = sd_model.forge_objects.unet.model.diffusion_model
-        return LoadedModel(family, {"unet": unet, **encoders}, checkpoint, widths, words)
+        kind = str(getattr(sd_model.forge_objects.unet.model, "model_type", ""))  # an enum: ModelType.EPS, …
+        prediction = {"EPS": "epsilon", "V_PREDICTION": "v"}.get(kind.rpartition(".")[2], "")
+        return LoadedModel(
+            family, {"unet": unet, **encoders}, checkpoint, widths, words, tokenizer, prediction, own_vae()
+        )
 
     def register(self) -> type:
         """Puts our callbacks in place and returns the class of our always-on script."""

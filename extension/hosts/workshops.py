@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from extension.hosts.base import Host
+from extension.hosts.base import Host, LoadedModel
 from extension.jobs.environment import Environment
 from extension.jobs.manager import Jobs, jobs_for
 from extension.jobs.setup import setup_for
 from extension.live import LiveFiles
 from extension.recipes import Base, describe_base
+from extension.tokens import Tokenize, tokenizer_of
 from extension.workshop import Workshop
 
 
@@ -57,7 +60,7 @@ def workshop_for(
         model = host.model()
         loaded = model.checkpoint if model else None
         return [
-            _described(path, path == loaded, described)
+            _described(path, model if path == loaded else None, described)
             for path in dict.fromkeys([*([loaded] if loaded else []), *checkpoints()])
             if path.exists()
         ]
@@ -67,14 +70,31 @@ def workshop_for(
     pictures.mkdir(parents=True, exist_ok=True)
     return Workshop(
         jobs_of(host), pictures, bases, lambda: host.folders().adapters, folders,
-        results, changed, clip_skip, notes,
+        results, changed, clip_skip, notes, tokenizer=lambda: _tokenizer(host), device=_device,
     )  # fmt: skip
 
 
-def _described(path: Path, loaded: bool, known: dict[tuple[str, int], Base]) -> Base:
-    """What a model says of itself; its header is read once."""
+def _described(path: Path, model: LoadedModel | None, known: dict[tuple[str, int], Base]) -> Base:
+    """What a model file says of itself (its header is read once), and the host where it is the loaded one."""
     key = (str(path), path.stat().st_mtime_ns)
     if key not in known:
         known[key] = describe_base(path)
     base = known[key]
-    return Base(base.path, base.title, base.family, base.side, loaded)
+    if model is None:
+        return base
+    said = {"family": model.family or base.family, "prediction": model.prediction or base.prediction, "vae": model.vae}
+    return replace(base, loaded=True, **said)
+
+
+def _tokenizer(host: Host) -> Tokenize | None:
+    """The loaded model's tokenizer, else the one that comes with open_clip, where the host has loaded that."""
+    model = host.model()
+    found = tokenizer_of(model.tokenizer) if model else None
+    shipped = getattr(sys.modules.get("open_clip.tokenizer"), "_tokenizer", None)
+    return found or tokenizer_of(shipped)
+
+
+def _device() -> tuple[str, int | None]:
+    """The kind of device that is trained on, and its whole memory in bytes."""
+    kind = best_device().partition(":")[0]
+    return kind, torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else None

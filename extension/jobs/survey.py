@@ -1,7 +1,7 @@
 """What a job would do, said before it is started.
 
 The trainers' own `check` is asked, in their environment and in a process of its own; how long a step takes is known
-from former runs on this machine, or said to be unknown.
+from former runs on this machine, or estimated from its speed.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extension.jobs import estimates
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.reasons import memory_sentence
-from extension.jobs.run_files import run_folders
 from trainers import spec
 from trainers.errors import InputError
-from trainers.events import read_events
 
 SECONDS = 180.0
-_MEASURED_STEPS = 10
-_RUNS_LOOKED_AT = 20
 _REJECTED = 2
 
 
@@ -33,8 +30,8 @@ class Survey:
 
     Attributes:
         facts: family, prediction, resolution, steps, folders (pictures, captioned, skipped, notes), memory.
-        seconds: expected duration of all steps; None where nothing like it was trained here yet.
-        seconds_from: the run that the estimate is from.
+        seconds: expected duration of all steps; None where nothing is known.
+        seconds_from: the former run whose steps were measured; empty for a rough estimate from the machine's speed.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +56,10 @@ def survey(values: Mapping[str, Any], environment: Environment, runs: Path) -> S
         file.write_text(spec.to_yaml(job), encoding="utf-8", newline="\n")
         facts = _ask(environment.command(environment.program, "check", file, "--json"), environment)
     found = Survey(facts)
-    found.seconds, found.seconds_from = _estimate(facts, job, runs)
+    kind = estimates.Kind(str(facts.get("family")), job.method, str(facts.get("device")))
+    work = estimates.work(facts.get("resolution"), job)
+    per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs)
+    found.seconds = round(per_step * facts["steps"], 1) if per_step and facts.get("steps") else None
     return found
 
 
@@ -85,39 +85,3 @@ def _ask(command: list[str], environment: Environment) -> dict[str, Any]:
 def _failed(code: int, lines: list[str]) -> dict[str, Any]:
     last = lines[-1] if lines else f"exit status {code}"
     raise InputError(memory_sentence(lines) or f"The trainers could not look at this job: {last}")
-
-
-def _estimate(facts: Mapping[str, Any], job: Mapping[str, Any], runs: Path) -> tuple[float | None, str]:
-    """Seconds for all steps, from the newest former run of the same kind; sizes are taken as proportional."""
-    wanted = (facts.get("family"), job.get("method"), facts.get("device"))
-    for run in _newest(runs):
-        kind, work, seconds = _measured(run)
-        if kind == wanted and seconds and work:
-            per_step = seconds * _work(facts.get("resolution"), job) / work
-            return (round(per_step * facts["steps"], 1) if facts.get("steps") else None), run.name
-    return None, ""
-
-
-def _newest(runs: Path) -> Iterator[Path]:
-    found = [run for run in run_folders(runs) if (run / "events.jsonl").exists() and (run / "job.yaml").exists()]
-    yield from sorted(found, key=lambda run: (run / "events.jsonl").stat().st_mtime, reverse=True)[:_RUNS_LOOKED_AT]
-
-
-def _work(resolution: Any, job: Mapping[str, Any]) -> float:
-    """How much a step does, in units that only compare."""
-    return float(resolution or 512) ** 2 * int(job.get("batch_size") or 1) * int(job.get("gradient_accumulation") or 1)
-
-
-def _measured(run: Path) -> tuple[tuple[Any, ...], float, float | None]:
-    """Kind, amount of work and median seconds of a former run's steps."""
-    try:
-        job = spec.read_yaml(run / "job.yaml")
-    except InputError:
-        return (), 0.0, None
-    events, _ = read_events(run / "events.jsonl")
-    plans = [event for event in events if event["event"] == "plan"]
-    steps = sorted(event["seconds"] for event in events if event["event"] == "step" and "seconds" in event)
-    if not plans or len(steps) < _MEASURED_STEPS:
-        return (), 0.0, None
-    kind = (plans[-1].get("family"), job.get("method"), plans[-1].get("device"))
-    return kind, _work(plans[-1].get("resolution"), job), steps[len(steps) // 2]

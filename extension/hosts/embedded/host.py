@@ -29,6 +29,8 @@ class EmbeddedHost:
             checkpoint=model.path,
             widths=model.widths,
             vocabulary=model.vocabulary,
+            tokenizer=model.base.tokenizers[0],
+            prediction=model.base.prediction,
         )
 
     def option(self, key: str, default: Any) -> Any:

@@ -1,0 +1,131 @@
+"""Recipes from answers: every combination is a job, the pace is exposures, memory keeps the effective batch."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from extension import choosing, composing, own_presets
+from extension.composing import Wish, compose
+from extension.jobs import estimates
+from extension.recipes import Base
+from trainers import spec
+from trainers.engine import memory
+from trainers.errors import InputError
+from trainers.options import METHODS
+
+FILE = Path("m.safetensors")
+BASES = {
+    "sd1": Base(FILE, "m", "sd1"), "sd2": Base(FILE, "m", "sd2"), "sdxl": Base(FILE, "m", "sdxl"),
+    "toy": Base(FILE, "m", "sd1", 64, parameters=7_299_140), "unknown": Base(FILE, "m"),
+}  # fmt: skip
+PARAMETERS = {
+    "sd1": {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863},
+    "sdxl": {
+        "unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863,
+    },
+}  # fmt: skip
+ADAPTER = {"sd1": 1.2e6, "sdxl": 2.9e6}  # values of a LoRA for each rank
+
+
+def _job(values):
+    return spec.parse({**values, "name": "x", "base": "b.safetensors", "data": "d"})
+
+
+def _batch(values):
+    return values.get("batch_size", 1) * values.get("gradient_accumulation", 1)
+
+
+def test_every_combination_is_a_valid_job():
+    sizes = (None, *composing.memory_classes())
+    combinations = product(BASES.values(), composing.table("purposes"), composing.table("paces"), METHODS, sizes)
+    for base, purpose, pace, method, size in combinations:
+        made = compose(Wish(base, purpose, pace, method, size))
+        values = {"steps": 100, **made.values} if made.exposures is None else made.values
+        assert _job(values).method == method
+        assert made.exposures is None or made.exposures == made.values["steps"] * _batch(made.values)
+
+
+def test_the_pace_is_exposures_and_ends_before_pictures_are_learned_by_heart():
+    full = compose(Wish(BASES["sd1"], "style"))
+    assert compose(Wish(BASES["sd1"], "style", "thorough")).exposures == 2 * full.exposures
+    assert compose(Wish(BASES["sd1"], "style", "quick")).exposures == pytest.approx(0.4 * full.exposures, abs=2)
+    assert compose(Wish(BASES["sd1"], "object", "quick")).exposures == composing.LEAST_EXPOSURES
+    few = compose(Wish(BASES["sd1"], "style", pictures=4))
+    assert few.capped and few.exposures == 2000 and few.values["warmup"] == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize("size", composing.memory_classes())
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_memory_keeps_the_effective_batch_names_what_it_alters_and_fits(family, size):
+    for purpose in composing.table("purposes"):
+        plain = compose(Wish(BASES[family], purpose))
+        fitted = compose(Wish(BASES[family], purpose, memory=size))
+        assert _batch(fitted.values) == _batch(plain.values) and fitted.exposures == plain.exposures
+        unsaid = {name for name in fitted.values if fitted.values[name] != plain.values.get(name)}
+        assert unsaid - {"batch_size", "gradient_accumulation"} == set(fitted.changes)
+        job = _job({**fitted.values, "precision": "bf16"})
+        plan = memory.make_plan(
+            family=family, parameters=PARAMETERS[family], trainable=int(job.rank * ADAPTER[family]), job=job,
+            resolution=job.resolution, device_type="cuda", free_bytes=int((size - 0.6) * 2**30),
+        )  # fmt: skip
+        assert plan.fits, (purpose, plan.lines())
+        assert plan.base_dtype != "fp8" or "base_dtype" in fitted.changes
+
+
+def test_what_is_no_choice_is_named():
+    with pytest.raises(InputError) as told:
+        compose(Wish(BASES["sd1"], "persn", "never", "loraa", 7, "sd1-persn"))
+    assert len(told.value.problems) == 5 and 'Did you mean "person"' in told.value.problems[0]
+
+
+def test_a_cards_memory_has_a_class():
+    sizes = [None, 4, 6, 7.99, 11, 15.8, 80]
+    assert [composing.memory_class(size and int(size * 2**30)) for size in sizes] == [None, None, 6, 8, 8, 12, 24]
+
+
+def test_the_chooser_advises_what_can_be_done(tmp_path):
+    def rows(**said):
+        found = choosing.answer(choosing.Question(BASES["sd1"], "person", **said), tmp_path)
+        return {row["name"]: row for row in found}
+
+    usual = rows(pictures=20, memory=8)
+    assert usual["lora"]["advised"] and next(iter(usual)) == "lora"
+    assert usual["dreambooth"]["against"] and usual["hypernetwork"]["older"]
+    few = rows(pictures=3, memory=8)
+    assert few["textual_inversion"]["advised"] and few["lora"]["against"] == [("needs at least {0} pictures", [5])]
+    assert all(row["seconds"] and not row["measured"] for name, row in usual.items() if name != "aesthetic_gradient")
+
+
+def test_a_former_run_replaces_the_rough_estimate(tmp_path):
+    run = tmp_path / "one"
+    run.mkdir()
+    (run / "job.yaml").write_text("method: lora\nbatch_size: 2\n")
+    lines = ['{"event": "plan", "time": 1, "family": "sd1", "device": "cpu", "resolution": 512}']
+    lines += ['{"event": "step", "time": 1, "step": 1, "seconds": 3.0}'] * 9
+    kind, size = estimates.Kind("sd1", "lora", "cpu"), estimates.work(512, {"batch_size": 4})
+    (run / "events.jsonl").write_text("\n".join(lines) + "\n")
+    assert estimates.seconds_per_step(kind, size, tmp_path)[1] == ""
+    (run / "events.jsonl").write_text("\n".join([*lines, lines[-1]]) + "\n")
+    assert estimates.seconds_per_step(kind, size, tmp_path) == (6.0, "one")
+
+
+def test_own_presets_keep_the_form_and_are_recipes_for_the_command_line(tmp_path):
+    own = own_presets.OwnPresets(tmp_path / "presets")
+    own.save(
+        "my faces 脸", {"method": "lora", "rank": 8, "name": "x", "data": "d", "alpha": None}, {"pace": "quick", "x": 1}
+    )
+    assert own.names() == ["my faces 脸"]
+    assert own.load("my faces 脸") == {"values": {"method": "lora", "rank": 8}, "answers": {"pace": "quick"}}
+    from trainers.presets import load_preset
+
+    assert load_preset(str(tmp_path / "presets" / "my faces 脸.yaml")) == {"method": "lora", "rank": 8}
+    for name in ("../x", "", ".x", "a/b", "con"):
+        with pytest.raises(InputError):
+            own.save(name, {}, {})
+    with pytest.raises(InputError, match="rank"):
+        own.save("y", {"rank": -1}, {})
+    own.delete("my faces 脸")
+    assert own.names() == [] and list((tmp_path / "presets" / ".trash").iterdir())
