@@ -13,6 +13,7 @@ from extension.injection import AdapterFiles, Injection, constant_use
 from trainers import running, spec
 from trainers.bases.loader import load_base, module_for
 from trainers.errors import InputError
+from trainers.events import read_events
 from trainers.formats.adapter_keys import recognise
 from trainers.formats.safetensors_io import load
 from trainers.formats.sites import text_sites, unet_sites
@@ -112,6 +113,18 @@ def test_trained_file_means_the_same_everywhere(train, tiny_base, kind):
         assert by_formula(theirs, path) if kind == "dora" else through_lycoris(theirs, path)
         for a, b in zip(ours, outputs(theirs), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+def test_full_is_measured_against_the_base_itself(train, tmp_path):
+    """It takes the layers' weights over, and gives them back while the base is measured."""
+    found = []
+    for kind in ("full", "lora"):
+        code, folder = train(kind, folder=kind, validation_data=str(tmp_path / "pictures"), validate_every=1)
+        assert code == 0
+        events, _ = read_events(folder / "events.jsonl")
+        found.append([event for event in events if event["event"] == "validation"])
+    assert found[0][0]["base_loss"] == pytest.approx(found[1][0]["base_loss"], rel=1e-5)
+    assert found[0][-1]["loss"] != found[0][-1]["base_loss"]
 
 
 @pytest.mark.parametrize("kind", ["loha", "oft"])

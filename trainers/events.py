@@ -19,6 +19,8 @@ validation  step, loss, base_loss, prior_loss, prior_base_loss
 sample      step, path, prompt, seed
 saved       step, path, kind ("result", "intermediate" or "state")
 snapshot    step, path (an adapter as it is now, for drawing with it meanwhile)
+memory      step, device (its type), peak_bytes, reserved_bytes (by torch, of the driver; on the CPU both are the
+            process's own peak), stages (label to bytes), planned_bytes, planned_stages
 stopped     step (on request; the run can be resumed)
 done        step, path, seconds
 failed      why, advice

@@ -30,16 +30,22 @@ def round_stochastically(value: Tensor, draw: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value), rounded, value).to(torch.bfloat16)
 
 
+def _matrix(tensor: Tensor) -> Tensor:
+    """A view of the same memory, with all but the first side as one."""
+    return tensor.view(len(tensor), -1) if tensor.ndim > 2 else tensor
+
+
 class FusedOptimizer:
     """One optimizer for each parameter, stepped by a hook of the backward pass.
 
     Attributes:
         param_groups: one for each parameter, in order; their rates are read at the moment of the update.
-        spoilt: a gradient was not finite since the last `zero_grad`; its parameter was left as it was.
+        spoilt: a gradient was not finite since the last `zero_grad`; it counted as zero. Asking waits for the device.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], job: Job) -> None:
-        self.seed, self.steps, self.spoilt = job.seed, 0, False
+        self.seed, self.steps = job.seed, 0
+        self._spoilt: Tensor | None = None
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizers = [
             make_optimizer([{**group, "params": [parameter]}], job) for group in groups for parameter in group["params"]
@@ -53,39 +59,42 @@ class FusedOptimizer:
     def param_groups(self) -> list[dict[str, Any]]:
         return [optimizer.param_groups[0] for optimizer in self.optimizers]
 
+    @property
+    def spoilt(self) -> bool:
+        return self._spoilt is not None and bool(self._spoilt)
+
     def _hook(self, number: int):
+        @torch.no_grad()
         def update(parameter: Tensor) -> None:
-            if bool(torch.isfinite(parameter.grad).all()):
-                self._update(number, parameter)
-            else:
-                self.spoilt = True
-            parameter.grad = None
+            # Nothing here asks the device for a number: that would make it wait for every one of the parameters.
+            wrong = ~torch.isfinite(parameter.grad).all()
+            self._spoilt = wrong if self._spoilt is None else self._spoilt | wrong
+            parameter.grad.masked_fill_(wrong, 0)
+            self._update(number, parameter)
 
         return update
 
-    @torch.no_grad()
     def _update(self, number: int, parameter: Tensor) -> None:
-        if parameter.dtype == torch.float32:
-            self.optimizers[number].step()
-            return
         stored, gradient = parameter.data, parameter.grad
         parameter.grad = None
-        parameter.data = stored.float()
-        parameter.grad = gradient.float()
+        # Convolutions as matrices: factored states are then sums over all but one side, not one for each kernel place.
+        parameter.data = _matrix(stored).float()
+        parameter.grad = gradient.reshape(parameter.shape).float()
         self.optimizers[number].step()
-        draw = torch.randint(
-            0, 65536, stored.shape, dtype=torch.int32, generator=generator(self.seed, "rounding", self.steps, number)
-        )
-        result = round_stochastically(parameter.data, draw.to(stored.device))
+        if stored.dtype != torch.float32:
+            draws = generator(self.seed, "rounding", self.steps, number, device=stored.device)
+            shape, device = parameter.shape, stored.device
+            draw = torch.randint(0, 65536, shape, dtype=torch.int32, device=device, generator=draws)
+            stored.copy_(round_stochastically(parameter.data, draw).view_as(stored))
         parameter.grad = None
-        parameter.data = stored.copy_(result)
+        parameter.data = stored
 
     def step(self) -> None:
         """Everything was done in the backward pass; counts the step."""
         self.steps += 1
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self.spoilt = False
+        self._spoilt = None
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -96,6 +105,6 @@ class FusedOptimizer:
         self.steps = state["steps"]
         for parameter, optimizer, saved in zip(self.parameters, self.optimizers, state["optimizers"], strict=True):
             stored = parameter.data
-            parameter.data = stored.float()  # torch gives a state its parameter's format, and ours is float32
+            parameter.data = _matrix(stored).float()  # torch gives a state its parameter's format, ours is float32
             optimizer.load_state_dict(saved)
             parameter.data = stored

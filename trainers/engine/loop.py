@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainers.engine import lr_schedules, optimizers, sampling, state
+from trainers.engine import lr_schedules, memory, optimizers, sampling, state
 from trainers.engine.live import Live
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
@@ -149,6 +149,7 @@ class Loop:
         self.s.folder.samples.mkdir(exist_ok=True)
         self.s.models.need_vae()
         side = job.resolution // 8 * 8
+        self.s.memory_use.end_of("training")
         with self._best_weights(), self.s.autocast():
             for number, prompt in enumerate(job.sample_prompts):
                 picture = sampling.draw_one(
@@ -166,6 +167,7 @@ class Loop:
                     seed=job.sample_seed + number,
                 )
         self.s.models.park_vae()
+        self.s.memory_use.end_of("drawing pictures")
 
     # --- the steps ---------------------------------------------------------------------------------------------
 
@@ -320,6 +322,17 @@ class Loop:
             with self._best_weights():
                 self.live.write(self.counters.step)
 
+    def _report_memory(self) -> None:
+        """What the run took, beside what was expected of it."""
+        self.s.memory_use.end_of("training")
+        facts, plan = self.s.memory_use.facts(), self.s.plan
+        self.s.events.emit(
+            "memory", step=self.counters.step, **facts, planned_bytes=plan.peak_bytes, planned_stages=dict(plan.stages)
+        )
+        if facts["peak_bytes"]:
+            taken, expected = memory.human(facts["peak_bytes"]), memory.human(plan.peak_bytes)
+            self.show.line(f"Memory: {taken} at most; {expected} were expected.")
+
     def run(self) -> str:
         """Train to the end: "done", or "stopped" when that was asked for. Raises `Diverged`."""
         try:
@@ -348,6 +361,7 @@ class Loop:
         self._snapshot(0, soon_busy=True)
         self.validate()
         self.draw_samples()
+        self._report_memory()
         path = self.write_result("result")
         self.save_state()
         self.s.events.emit("done", step=total, path=path.name, seconds=round(time.monotonic() - began, 3))

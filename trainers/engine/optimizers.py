@@ -219,6 +219,9 @@ def make_optimizer(param_groups: Sequence[dict[str, Any]], job) -> torch.optim.O
     if kind.single_rate:
         _check_single_rate(job.optimizer, param_groups)
     groups = [{"weight_decay": job.weight_decay, **group} for group in param_groups]
+    if job.optimizer == "adamw" and not {"foreach", "fused"} & set(arguments):
+        # One launch for all parameters; the same arithmetic.
+        arguments["fused"] = all(each.device.type == "cuda" for group in groups for each in group["params"])
     try:
         # Prodigy prints from its constructor, in the middle of a progress bar.
         with contextlib.redirect_stdout(io.StringIO()):

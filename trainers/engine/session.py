@@ -23,6 +23,7 @@ from trainers.engine.class_pictures import with_class_pictures
 from trainers.engine.conditioning import Conditioner
 from trainers.engine.ema import Ema
 from trainers.engine.fused import FusedOptimizer
+from trainers.engine.memory_use import MemoryUse
 from trainers.engine.models import Models
 from trainers.engine.runfolder import RunFolder
 from trainers.engine.world import World
@@ -109,6 +110,7 @@ class Session:
     plan: memory.MemoryPlan
     base_hashes: Future[FileHashes]
     vae_hashes: Future[FileHashes]
+    memory_use: MemoryUse
     scaler: Any = None
 
     @property
@@ -223,7 +225,7 @@ def open_session(
         )  # fmt: skip
         for line in plan.lines():
             say(line)
-    models = Models(info, job, device, plan.load_dtype)
+    models, use = Models(info, job, device, plan.load_dtype), MemoryUse(device)
     if not world.is_main:
         world.wait()  # the main process makes the caches, the others find them made
     job = with_class_pictures(job, models, folder.path, report)
@@ -235,9 +237,12 @@ def open_session(
     else:
         models.drop_vae()
     texts.add("")  # what shorter prompts of a batch are filled up with
+    use.end_of("caching pictures")
     conditioner = _make_conditioner(job, models, texts, dataset.cache_folder, report)
     if world.is_main:
         world.wait()
+    if not conditioner.trained:
+        use.end_of("caching captions")
     models.need_unet()
     if conditioner.trained:
         models.need_text()
@@ -249,6 +254,7 @@ def open_session(
         raise InputError("fused_backward: several processes add their gradients up, which it cannot; turn it off.")
     optimizer = FusedOptimizer(groups, job) if fused else optimizers.make_optimizer(groups, job)
     parameters = [parameter for group in groups for parameter in group["params"]]
+    use.end_of("loading")
     alphas = models.base.alphas_cumprod.float().cpu()
     if job.zero_terminal_snr:
         alphas = objectives.rescale_zero_terminal_snr(alphas)
@@ -264,5 +270,5 @@ def open_session(
         plan=plan,
         base_hashes=hash_in_background(job.base if world.is_main else None),
         vae_hashes=hash_in_background(job.vae if world.is_main else None),
-        scaler=_loss_scaler(dtype, device),
+        scaler=_loss_scaler(dtype, device), memory_use=use,
     )  # fmt: skip

@@ -136,11 +136,28 @@ class KindTrainable:
         for module in self.modules.values():
             module.apply_to()
 
-    def _take_off(self) -> None:
-        for module in self.modules.values():
-            layer = module.org_module[0]
-            for name in ("forward", "_lycoris_wrappers", "_lycoris_original_forward"):
-                layer.__dict__.pop(name, None)
+    @staticmethod
+    def _take_off(module: nn.Module) -> dict[str, Any]:
+        """Lets the layer compute alone again; returns what was taken from it."""
+        layer = module.org_module[0]
+        names = ("forward", "_lycoris_wrappers", "_lycoris_original_forward")
+        taken = {name: layer.__dict__.pop(name) for name in names if name in layer.__dict__}
+        if "weight" not in layer._parameters:  # kind full has taken the layer's own weights over
+            device = module.weight.device
+            layer.weight = nn.Parameter(module.org_weight.to(device), requires_grad=False)
+            if module.org_bias is not None:
+                layer.bias = nn.Parameter(module.org_bias[0].to(device), requires_grad=False)
+            taken["weights"] = True
+        return taken
+
+    @staticmethod
+    def _put_back(module: nn.Module, taken: dict[str, Any]) -> None:
+        layer = module.org_module[0]
+        if taken.pop("weights", False):
+            del layer.weight
+            if module.org_bias is not None:
+                del layer.bias
+        layer.__dict__.update(taken)
 
     def _named(self) -> Iterator[tuple[SitePlan, str, nn.Parameter]]:
         for plan in self.plans:
@@ -163,11 +180,12 @@ class KindTrainable:
 
     @contextmanager
     def without(self) -> Iterator[None]:
-        self._take_off()
+        taken = [(module, self._take_off(module)) for module in self.modules.values()]
         try:
             yield
         finally:
-            self._place()
+            for module, parts in taken:
+                self._put_back(module, parts)
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
