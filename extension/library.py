@@ -31,7 +31,11 @@ def library(workshop: Workshop) -> list[dict[str, Any]]:
 
 def tag_for(method: str, name: str) -> str:
     """What is written in a prompt to use a file."""
-    kinds = {"textual_inversion": f"<ti:{name}:1>", "hypernetwork": f"<hypernet:{name}:1>"}
+    kinds = {
+        "textual_inversion": f"<ti:{name}:1>",
+        "hypernetwork": f"<hypernet:{name}:1>",
+        "aesthetic_gradient": f"<aesthetic:{name}:1>",
+    }
     return kinds.get(method, "" if method == "dreambooth" else f"<lora:{name}:1>")
 
 

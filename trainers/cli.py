@@ -27,7 +27,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_method(commands: Any, method: str) -> None:
     parser = commands.add_parser(method, help=f"train: {method.replace('_', ' ')}")
-    parser.add_argument("--base", required=True, help="model file or diffusers folder to start from")
+    if method in options.ONE_PASS:
+        parser.add_argument("--clip-model", required=True, help="folder of the CLIP model that looks at the pictures")
+    else:
+        parser.add_argument("--base", required=True, help="model file or diffusers folder to start from")
     parser.add_argument("--data", required=True, help="folder with the pictures, or a kohya dataset .toml")
     parser.add_argument("--name", required=True, help="name of the result")
     parser.add_argument("--preset", help="a recipe to start from: the name of a file in presets/, or a .yaml file")
@@ -84,7 +87,8 @@ def job_from_words(args: argparse.Namespace) -> Job:
 
         raw.update(load_preset(args.preset))
     raw.update(assignments(args.set))
-    raw.update(method=args.command, base=args.base, data=args.data, name=args.name)
+    raw.update(method=args.command, data=args.data, name=args.name)
+    raw.update({"clip_model": args.clip_model} if args.command in options.ONE_PASS else {"base": args.base})
     return spec.parse(absolute_paths(raw, Path.cwd()))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from trainers.spec import BEGINNER, Field, Job
 
-METHODS = ("lora", "textual_inversion", "dreambooth", "hypernetwork")
+METHODS = ("lora", "textual_inversion", "dreambooth", "hypernetwork", "aesthetic_gradient")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
 TIMESTEP_SAMPLING = ("uniform", "sigmoid", "early", "late")
@@ -30,6 +30,7 @@ _ADAPTER = ("lora",)
 _EMBEDDING = ("textual_inversion",)
 _FULL = ("dreambooth",)
 _NETWORK = ("hypernetwork",)
+_AESTHETIC = ("aesthetic_gradient",)
 _WEIGHTS = _ADAPTER + _FULL
 
 WHAT = "What is taught"
@@ -55,6 +56,7 @@ FIELDS: tuple[Field, ...] = (
     Field("prediction", "choice", "auto", "What the model predicts; auto finds it from the file.", BASE, choices=("auto", "epsilon", "v")),
     Field("vae", "path", None, "A separate autoencoder file to use instead of the model's own.", BASE, optional=True),
     Field("clip_skip", "int", None, "Which text encoder layer is read, counted from the end; empty means the family's own.", BASE, minimum=1, maximum=12, optional=True),
+    Field("clip_model", "path", "", "The CLIP model that looks at the pictures: a folder with config.json and model.safetensors (or pytorch_model.bin), such as clip-vit-large-patch14 for SD1.", BASE, methods=_AESTHETIC, level=BEGINNER),
     Field("init_from", "path", None, "An existing file of the same kind to go on from.", BASE, optional=True),
     # --- data
     Field("data", "path", "", "Folder with the pictures (kohya's `10_name class` folders are understood) or a kohya dataset .toml.", DATA, level=BEGINNER),
@@ -175,18 +177,27 @@ FIELDS: tuple[Field, ...] = (
     Field("save_every_epochs", "int", 0, "Save the result every so many epochs as well; 0 is off.", FILES, minimum=0, maximum=100000, unit="epochs"),
     Field("state_every", "int", 100, "Keep a state to resume from every so many steps.", FILES, minimum=1, maximum=1000000, unit="steps"),
     Field("save_dtype", "choice", "fp16", "Number format of the file.", FILES, choices=("fp16", "bf16", "fp32")),
+    Field("also_pt", "bool", False, "Write a .pt file in AUTOMATIC1111's layout beside the .safetensors file.", FILES, methods=_AESTHETIC),
     Field("file_format", "choice", "kohya", "Key names of the file: kohya (every WebUI), diffusers or peft.", FILES, choices=("kohya", "diffusers", "peft"), methods=_ADAPTER),
 )  # fmt: skip
 
 BLOCKS = ("down_0", "down_1", "down_2", "down_3", "mid", "up_0", "up_1", "up_2", "up_3", "text", "text_2")
 
 
+ONE_PASS: dict[str, frozenset[str]] = {
+    "aesthetic_gradient": frozenset(
+        ("name", "comment", "author", "license", "clip_model", "data", "device", "threads", "also_pt")
+    )
+}
+"""Methods that look at every picture once instead of training in steps, and the options that mean something there."""
+
 RUN_FOLDERS = ("state", "samples", "control", "cache", "class", "tensorboard", "live", "verdict")
 
 
 def fields_for(method: str) -> tuple[Field, ...]:
     """The options of one method, in the table's order."""
-    return tuple(option for option in FIELDS if option.is_for(method))
+    known = ONE_PASS.get(method)
+    return tuple(option for option in FIELDS if option.is_for(method) and (known is None or option.name in known))
 
 
 _FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
@@ -213,10 +224,19 @@ def rules(job: Job) -> Iterator[str]:
     problem = name_problem(job.name)
     if problem:
         yield problem
-    if not job.base:
-        yield "base: is empty; name the model to start from (a .safetensors file or a diffusers folder)."
     if not job.data:
         yield "data: is empty; name the folder with the pictures."
+    yield from _one_pass_problems(job) if job.method in ONE_PASS else _loop_problems(job)
+
+
+def _one_pass_problems(job: Job) -> Iterator[str]:
+    if not job.clip_model:
+        yield "clip_model: is empty; name the folder of a CLIP model, such as a copy of openai/clip-vit-large-patch14."
+
+
+def _loop_problems(job: Job) -> Iterator[str]:
+    if not job.base:
+        yield "base: is empty; name the model to start from (a .safetensors file or a diffusers folder)."
     if job.steps is None and job.epochs is None:
         yield "steps: give steps or epochs, so that the run knows when to end."
     if job.steps is not None and job.epochs is not None:

@@ -7,8 +7,10 @@ import errno
 import importlib.util
 import json
 import math
+import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ from trainers.engine.world import World, join_world
 from trainers.errors import InputError
 from trainers.events import EventLog, is_waiting, read_events, take_commands
 from trainers.formats.families import FAMILIES
+from trainers.methods import one_pass
+from trainers.options import ONE_PASS
 from trainers.spec import Job
 
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -106,6 +110,8 @@ def check_files(job: Job, info: BaseInfo) -> None:
 def check(job: Job, as_json: bool = False) -> int:
     """Say what is wrong with a job, or what it will do; nothing is trained. Red findings are an answer in JSON, and a
     refusal otherwise."""
+    if job.method in ONE_PASS:
+        return _check_one_pass(job, as_json)
     job, info, plan, found = settle(job)
     findings = checked(job, info, plan, found)
     if as_json:
@@ -121,14 +127,31 @@ def check(job: Job, as_json: bool = False) -> int:
     return DONE
 
 
+def _check_one_pass(job: Job, as_json: bool) -> int:
+    found = one_pass(job.method).facts(job)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return DONE
+    print(f"{found['title']}: {found['exposures']} pictures to look at.")
+    for note in found["folders"][0]["notes"]:
+        print(note)
+    print("The job is fine.")
+    return DONE
+
+
 def start(job: Job, folder: Path | None) -> int:
     """A new run. Everything that can be rejected is rejected before its folder is made."""
     world = join_world(cpu=job.device == "cpu")
     if world.size > 1 and folder is None:
         raise InputError("--run: name the run's folder when several processes train together.")
+    if world.size > 1 and job.method in ONE_PASS:
+        raise InputError(f"method: {job.method} is one pass over the pictures; start it without accelerate.")
     if world.is_main:
-        job, info, plan, found = settle(job)
-        checks.require(checked(job, info, plan, found))
+        if job.method in ONE_PASS:
+            one_pass(job.method).facts(job)  # it says what is wrong
+        else:
+            job, info, plan, found = settle(job)
+            checks.require(checked(job, info, plan, found))
         if folder is None:
             folder = runfolder.unused_folder(Path("runs"), job.name)
         run, job = runfolder.create(job, folder)
@@ -209,8 +232,6 @@ def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
 
 
 def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display: Display, resuming: bool) -> int:
-    job, info = check_base(job)
-
     def report(done: int, total: int, what: str) -> None:
         events.emit("progress", what=what, done=done, total=total)
         display.progress(done, total, what)
@@ -218,6 +239,9 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
             take_commands(run.path)
             raise StopAsked
 
+    if job.method in ONE_PASS:
+        return _run_one_pass(job, run, events, display, report)
+    job, info = check_base(job)
     session = open_session(job, info, run, world, events, display.line, report)
     loop = Loop(session, display)
     if resuming:
@@ -227,6 +251,25 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
     if outcome == "stopped":
         display.line(f"Stopped after step {loop.counters.step}; go on with: python -m trainers resume {run.path}")
         return STOPPED
+    display.line(f"Done: {run.result(job)}")
+    return DONE
+
+
+def _run_one_pass(
+    job: Job, run: RunFolder, events: EventLog, display: Display, report: Callable[[int, int, str], None]
+) -> int:
+    """The events of a run of one step. There is nothing to resume from before its end, and little to do again."""
+
+    def say(note: str) -> None:
+        events.emit("note", text=note)
+        display.line(note)
+
+    began = time.monotonic()
+    events.emit("start", method=job.method, name=job.name, steps=1, resumed_from=None, process=os.getpid())
+    one_pass(job.method).run(job, run.result(job), report, say)
+    events.emit("saved", step=1, kind="result", path=run.result(job).name)
+    seconds = round(time.monotonic() - began, 3)
+    events.emit("done", step=1, path=run.result(job).name, seconds=seconds)
     display.line(f"Done: {run.result(job)}")
     return DONE
 

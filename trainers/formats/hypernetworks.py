@@ -6,8 +6,6 @@ multiplier. A file is a pickle: {width: (state of the first, state of the second
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from torch import nn
 
 from trainers.errors import InputError
-from trainers.formats import pickles
+from trainers.formats import pickles, pt_files
 
 INITIALISATIONS = ("Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
 _NAMED = {
@@ -227,9 +225,7 @@ def to_bytes(network: Hypernetwork, dtype: torch.dtype | None = None) -> bytes:
         "sd_checkpoint_name": network.checkpoint,
         "optional_info": network.more.get("optional_info"),
     }
-    stream = io.BytesIO()  # into memory: torch writes a file's own name into it, which would be the temporary one
-    torch.save(content, stream)
-    return stream.getvalue()
+    return pt_files.to_bytes(content)
 
 
 def save(path: Path, network: Hypernetwork, dtype: torch.dtype | None = None) -> None:
@@ -238,13 +234,4 @@ def save(path: Path, network: Hypernetwork, dtype: torch.dtype | None = None) ->
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(to_bytes(network, dtype))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    pt_files.write(path, to_bytes(network, dtype))

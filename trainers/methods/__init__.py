@@ -14,7 +14,10 @@ import torch
 from trainers.bases.detect import BaseInfo
 from trainers.spec import Job
 
-METHODS = {name: f"trainers.methods.{name}" for name in ("lora", "textual_inversion", "dreambooth", "hypernetwork")}
+METHODS = {
+    name: f"trainers.methods.{name}"
+    for name in ("lora", "textual_inversion", "dreambooth", "hypernetwork", "aesthetic_gradient")
+}
 
 
 class Trainable(Protocol):
@@ -55,3 +58,8 @@ def count_parameters(info: BaseInfo, job: Job) -> int:
 def setup_for(method: str) -> Callable[[Any, Job], Trainable]:
     """The function that puts the method's parameters into a loaded base."""
     return importlib.import_module(METHODS[method]).setup
+
+
+def one_pass(method: str) -> Any:
+    """The module of a method of `trainers.options.ONE_PASS`: `facts(job)` and `run(job, result, report, say)`."""
+    return importlib.import_module(METHODS[method])

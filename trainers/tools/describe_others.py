@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.errors import InputError
+from trainers.formats.aesthetic import EMBEDDING, PROJECTION
 from trainers.formats.safetensors_io import TensorInfo
 from trainers.tools.describe_adapter import run_facts
 
@@ -28,6 +29,8 @@ def _embedding(vectors: TensorInfo, family: str | None, **more: Any) -> dict[str
 
 def embedding_from_tensors(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """An embedding in a safetensors file or in diffusers' pickle: named tensors, or one matrix of any name."""
+    if EMBEDDING in tensors and len(tensors) == 1 + (PROJECTION in tensors):
+        return _aesthetic(tensors[EMBEDDING], PROJECTION in tensors, metadata)
     if {"clip_l", "clip_g"} <= set(tensors):
         return _embedding(tensors["clip_g"], "sdxl", run=run_facts(metadata))
     for name in ("emb_params", "emp_params"):
@@ -38,6 +41,17 @@ def embedding_from_tensors(tensors: Mapping[str, TensorInfo], metadata: Mapping[
         if 1 <= len(info.shape) <= 2 and info.shape[-1] in _WIDTH_FAMILIES and not name.endswith((".weight", ".bias")):
             return _embedding(info, None, placeholder=name, run=run_facts(metadata))
     return None
+
+
+def _aesthetic(vector: TensorInfo, has_projection: bool, metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "kind": "aesthetic gradient",
+        "title": "aesthetic gradient embedding",
+        "width": vector.shape[-1] if vector.shape else 0,
+        "dtype": vector.dtype,
+        "settings": {"text_projection": "in the file" if has_projection else "not in the file"},
+        "run": run_facts(metadata),
+    }
 
 
 def _tensor_tables(content: Any) -> dict[str, TensorInfo]:
@@ -84,13 +98,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 def from_pickle(content: Any) -> dict[str, Any] | None:
     """The description of a WebUI's .pt file, from its content with `TensorInfo` for tensors; None for a checkpoint."""
     if isinstance(content, TensorInfo):
-        return {
-            "kind": "aesthetic gradient",
-            "title": "aesthetic gradient embedding",
-            "width": content.shape[-1] if content.shape else 0,
-            "dtype": content.dtype,
-            "run": {},
-        }
+        return _aesthetic(content, False, {})
     if not isinstance(content, dict):
         return None
     return _webui_embedding(content) or _hypernetwork(content) or embedding_from_tensors(_tensor_tables(content), {})
