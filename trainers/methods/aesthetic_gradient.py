@@ -70,7 +70,7 @@ def facts(job: Job) -> dict[str, Any]:
               "notes": found.notes}  # fmt: skip
     return {"family": "", "title": f"CLIP image encoder, {config.projection_dim} wide", "prediction": "",
             "resolution": config.image_size, "device": precision.device_for(job.device).type, "steps": 1,
-            "steps_are_exact": True, "exposures": len(found.pictures), "folders": [folder],
+            "steps_are_exact": True, "exposures": len(found.pictures), "folders": [folder], "checks": [],
             "memory": memory}  # fmt: skip
 
 
