@@ -26,7 +26,7 @@ def train(tiny_base, tmp_path):
         values = {**job_values(tiny_base(family), pictures, steps=3, save_dtype="fp32"), **changes}
         for name in ("rank", "alpha"):
             values.pop(name, None)
-        values |= {"method": "textual_inversion", "name": "zog"}
+        values |= {"method": "textual_inversion", "name": "zog", "verdict": False}
         return running.start(spec.parse(values), tmp_path / folder), tmp_path / folder
 
     return run

@@ -18,6 +18,8 @@ rollback    step, to_step, lr_scale, why
 validation  step, loss, base_loss, prior_loss, prior_base_loss
 sample      step, path, prompt, seed
 saved       step, path, kind ("result", "intermediate" or "state")
+best        step, path, loss, prior (on unrelated pictures, over the base's own), reason (of `engine.best.Choice`), why
+verdict     path (of the sheet), step (its best one), prompts, steps, weights
 snapshot    step, path (an adapter as it is now, for drawing with it meanwhile)
 memory      step, device (its type), peak_bytes, reserved_bytes (by torch, of the driver; on the CPU both are the
             process's own peak), stages (label to bytes), planned_bytes, planned_stages

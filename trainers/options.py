@@ -87,6 +87,7 @@ FIELDS: tuple[Field, ...] = (
     Field("cache_dir", "path", None, "Where prepared pictures are kept; empty means beside the data.", DATA, optional=True),
     Field("validation_data", "path", None, "Folder with held-out pictures for measuring.", DATA, optional=True),
     Field("validation_split", "float", 0.0, "Share of the pictures held out for measuring, where no folder is given.", DATA, minimum=0, maximum=0.5),
+    Field("find_best", "bool", False, "Find the file that does best: a tenth of the pictures (2 to 8, from 12 on) is held out where nothing else is, and measured with whenever a file is saved.", DATA),
     Field("prior_data", "path", None, "Folder with unrelated pictures, to measure what is forgotten.", DATA, optional=True),
     # --- adapter
     Field("kind", "choice", "lora", "Kind of adapter: lora reads everywhere; the others trade size, speed and strength otherwise.", ADAPTER, choices=ADAPTER_KINDS, methods=_ADAPTER),
@@ -170,6 +171,7 @@ FIELDS: tuple[Field, ...] = (
     Field("sample_seed", "int", 42, "Seed of the sample pictures.", WATCHING, minimum=0, maximum=2**63 - 1),
     Field("validate_every", "int", 0, "Measure on the held-out pictures every so many steps; 0 means at the start and the end only.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
     Field("validation_draws", "int", 4, "Noise draws per held-out picture.", WATCHING, minimum=1, maximum=100),
+    Field("verdict", "bool", True, "At the end, draw a sheet to judge by: before and after, each saved file at several strengths (where there are sample prompts or a trigger).", WATCHING, methods=_ADAPTER + _EMBEDDING),
     Field("tensorboard", "bool", False, "Write a TensorBoard log into the run folder.", WATCHING),
     Field("override_checks", "list", [], "Checks whose red findings do not hold the run back, by name (captions, trigger, amount, …; `trainers check` lists them).", WATCHING),
     # --- files
@@ -198,6 +200,16 @@ def fields_for(method: str) -> tuple[Field, ...]:
     """The options of one method, in the table's order."""
     known = ONE_PASS.get(method)
     return tuple(option for option in FIELDS if option.is_for(method) and (known is None or option.name in known))
+
+
+def default_samples(word: str) -> list[str]:
+    """Prompts that tell what was learned, where a person named none: the word alone, in a setting it has not seen, in
+    another medium, and one without it, which must stay as it was."""
+    return (
+        [word, f"{word}, on a beach at sunset", f"a watercolour painting of {word}", "a house by a lake"]
+        if word
+        else []
+    )
 
 
 _FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')

@@ -21,6 +21,8 @@ from trainers.rng import derived_seed, generator, python_random
 from trainers.spec import Job
 
 Report = Callable[[int, int, str], None]
+FEWEST_TO_HOLD_OUT = 12
+"""With fewer pictures each one is worth more for learning than for measuring."""
 
 
 @dataclass(frozen=True)
@@ -245,14 +247,18 @@ class Dataset:
 
 
 def split_validation(pictures: Sequence[Picture], job: Job) -> tuple[list[Picture], list[Picture]]:
-    """(pictures to train on, held-out pictures) by `validation_split`.
+    """(pictures to train on, held-out pictures) by `validation_split`, else as `find_best` asks.
 
     Chosen by content: the same pictures are held out under every seed and name, and copies stay together.
     """
     contents = {picture.sha256 for picture in pictures if not picture.is_regularisation}
-    if job.validation_split <= 0 or len(contents) < 2:
+    count = 0
+    if job.validation_split > 0:
+        count = min(len(contents) - 1, max(1, round(job.validation_split * len(contents))))
+    elif job.find_best and len(contents) >= FEWEST_TO_HOLD_OUT:
+        count = min(8, max(2, round(len(contents) / 10)))
+    if count < 1:
         return list(pictures), []
-    count = min(len(contents) - 1, max(1, round(job.validation_split * len(contents))))
     chosen = set(sorted(contents, key=lambda each: (derived_seed(0, "validation", each), each))[:count])
     held_out = [each for each in pictures if each.sha256 in chosen and not each.is_regularisation]
     return [each for each in pictures if each.sha256 not in chosen or each.is_regularisation], held_out
@@ -293,6 +299,10 @@ def prepare(
     pictures, held_out = training.pictures, scans.held_out
     if not job.validation_data:
         pictures, held_out = split_validation(pictures, job)
+    if job.find_best and not held_out:
+        notes.append(
+            f"Overfitting cannot be measured: with fewer than {FEWEST_TO_HOLD_OUT} pictures, all are trained on."
+        )
 
     def prepared(each: list[Picture], measured: bool) -> list[Prepared]:
         return list(_place_all(each, job, default_resolution, vae_factor, measured, training, notes))

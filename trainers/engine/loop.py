@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from trainers.engine import lr_schedules, memory, optimizers, sampling, state
+from trainers.engine.best import best_of_run
 from trainers.engine.live import Live
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
 from trainers.engine.step import micro_step
 from trainers.engine.validation import held_out_loss
+from trainers.engine.verdict import draw_verdict
 from trainers.engine.writing import result_metadata
-from trainers.events import take_commands
+from trainers.events import is_waiting, take_commands
 
 SKIPS_BEFORE_ROLLBACK = 3
 ROLLBACKS_BEFORE_GIVING_UP = 3
@@ -302,14 +304,15 @@ class Loop:
     def _between_steps(self) -> bool:
         """What is due after a step; True when the run was asked to stop."""
         job, asked = self.s.job, self._commands()
-        to_measure = self._due(job.validate_every)
+        to_save = self._due(job.save_every, job.save_every_epochs)
+        to_measure = self._due(job.validate_every) or (job.find_best and to_save)
         to_draw = asked & SAMPLE or self._due(job.sample_every, job.sample_every_epochs)
         self._snapshot(asked, bool(to_measure or to_draw))
         if to_measure:
             self.validate()
         if to_draw:
             self.draw_samples()
-        if asked & (SAVE | STOP) or self._due(job.save_every, job.save_every_epochs):
+        if asked & (SAVE | STOP) or to_save:
             self.write_result("intermediate")
         if asked & (SAVE | STOP) or self._due(job.state_every):
             self.save_state()
@@ -341,6 +344,25 @@ class Loop:
             if self._tensorboard is not None:
                 self._tensorboard.close()  # it holds the last minutes back until then
 
+    def _judge(self) -> None:
+        """What is said of a run that has all its steps: its best file, and a sheet of pictures to judge by."""
+        if not self.s.world.is_main:
+            return
+        choice = best_of_run(self.s.folder.events_file)
+        if choice is None:  # the run's folder was tidied up meanwhile
+            return
+        best = choice.best
+        self.s.events.emit(
+            "best", step=best.step, path=best.path, loss=best.loss, prior=best.prior, reason=choice.reason,
+            why=choice.sentence(),
+        )  # fmt: skip
+        self.show.line(f"Best: {choice.sentence()}")
+        pace = sorted(self._step_seconds)[len(self._step_seconds) // 2] if self._step_seconds else 0.0
+        draw_verdict(self.s, choice, training_seconds=pace * self.s.total_steps, is_stopped=self._stop_is_waiting)
+
+    def _stop_is_waiting(self) -> bool:
+        return self.stop_asked or is_waiting(self.s.folder.path, "stop")
+
     def _run(self) -> str:
         job, total = self.s.job, self.s.total_steps
         began = time.monotonic()
@@ -364,6 +386,7 @@ class Loop:
         self._report_memory()
         path = self.write_result("result")
         self.save_state()
+        self._judge()
         self.s.events.emit("done", step=total, path=path.name, seconds=round(time.monotonic() - began, 3))
         return "done"
 

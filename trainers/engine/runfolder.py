@@ -53,6 +53,7 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples")
     states = property(lambda self: self.path / "state")
     cache = property(lambda self: self.path / "cache")
+    verdict = property(lambda self: self.path / "verdict")
     live = property(lambda self: self.path / "live")
 
     def result(self, job: Job, step: int | None = None) -> Path:

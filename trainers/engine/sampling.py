@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from trainers.bases.loader import Base
 from trainers.bases.vae import decode
@@ -93,10 +94,10 @@ def _decode(base: Base, latents: torch.Tensor) -> torch.Tensor:
     return pixels
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
+def save_png(picture: Image.Image, path: Path, texts: PngInfo | None = None) -> None:
     """Write a picture so that its name never holds half of it."""
     temporary = path.with_name(path.name + ".part")
-    picture.save(temporary, format="PNG")
+    picture.save(temporary, format="PNG", pnginfo=texts)
     replace(temporary, path)
 
 

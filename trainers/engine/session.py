@@ -26,6 +26,7 @@ from trainers.engine.fused import FusedOptimizer
 from trainers.engine.memory_use import MemoryUse
 from trainers.engine.models import Models
 from trainers.engine.runfolder import RunFolder
+from trainers.engine.verdict import verdict_prompts
 from trainers.engine.world import World
 from trainers.engine.writing import FileHashes, hash_in_background
 from trainers.errors import InputError
@@ -231,8 +232,9 @@ def open_session(
     job = with_class_pictures(job, models, folder.path, report)
     dataset = _make_dataset(job, models, folder, world, report)
     texts = dataset.captions_needed()
-    if job.sample_prompts:
-        texts |= {*job.sample_prompts, job.negative_prompt}
+    drawn = {*job.sample_prompts, *verdict_prompts(job)}
+    if drawn:
+        texts |= {*drawn, job.negative_prompt}
         models.park_vae()
     else:
         models.drop_vae()

@@ -142,6 +142,18 @@ class LoraTrainable:
             for layer in self.layers.values():
                 layer.train()
 
+    @contextmanager
+    def scaled(self, weight: float) -> Iterator[None]:
+        """At another strength than 1, as `<lora:NAME:weight>` draws."""
+        former = {name: layer.scaling[ADAPTER] for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            layer.scaling[ADAPTER] = former[name] * weight
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.scaling[ADAPTER] = former[name]
+
     def constrain(self) -> None:
         """Nothing to keep within bounds."""
 

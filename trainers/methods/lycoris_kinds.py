@@ -114,6 +114,14 @@ def _count(shape: tuple[int, ...], plan: SitePlan, job: Job) -> int:
     return sum(p.numel() for p in make_module(plan.site.name, layer, plan, job).parameters())
 
 
+def _share_of(weight: float, plain: Callable[..., Any], adapted: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        before = plain(x, *args, **kwargs)
+        return before + weight * (adapted(x, *args, **kwargs) - before)
+
+    return forward
+
+
 class KindTrainable:
     """The adapters of one run."""
 
@@ -196,6 +204,20 @@ class KindTrainable:
         finally:
             for module in self.modules.values():
                 module.train()
+
+    @contextmanager
+    def scaled(self, weight: float) -> Iterator[None]:
+        """At another strength than 1, as `<lora:NAME:weight>` draws: that share of the change of each layer's weights,
+        for every kind (LyCORIS's own multiplier means something else for DoRA)."""
+        layers = [module.org_module[0] for module in self.modules.values()]
+        adapted = [layer.forward for layer in layers]
+        for layer, forward in zip(layers, adapted, strict=True):
+            layer.forward = _share_of(weight, type(layer).forward.__get__(layer), forward)
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, adapted, strict=True):
+                layer.forward = forward
 
     def file_tensors(self) -> dict[str, torch.Tensor]:
         """The file's tensors under the names that every program knows, float32 on the CPU."""
