@@ -10,8 +10,12 @@ launched    process (pid), attempt (written by a queue when it starts a trainer 
 start       method, name, steps, resumed_from (step or null), process (pid)
 plan        items (label to bytes), peak_bytes, precision, base_dtype, checkpointing, lines, family, resolution,
             device (its type)
+attached    kind ("cpu" or "cuda"), bytes, tensors, private_bytes (of memory that is the trainer's alone, or null)
 progress    what, done, total (preparing: caching pictures, encoding captions, …)
 note        text (something a person should know; nothing is wrong with the run)
+paused      (the WebUI draws on the same device)
+continued   seconds
+reduced     what, step, why (written by a queue that lets a run go on with less memory)
 step        step, steps, epoch, loss, weighted_loss, loss_average, lr (per group), grad_norm, seconds, eta
 skipped     step, why (a non-finite loss or gradient: the step changed nothing)
 rollback    step, to_step, lr_scale, why
@@ -23,7 +27,7 @@ verdict     path (of the sheet), step (its best one), prompts, steps, weights
 snapshot    step, path (an adapter as it is now, for drawing with it meanwhile)
 memory      step, device (its type), peak_bytes, reserved_bytes (by torch, of the driver; on the CPU both are the
             process's own peak), stages (label to bytes), planned_bytes, planned_stages
-stopped     step (on request; the run can be resumed)
+stopped     step, why (where it was not asked for; the run can be resumed)
 done        step, path, seconds
 failed      why, advice
 =========== ==================================================================================

@@ -156,6 +156,8 @@ FIELDS: tuple[Field, ...] = (
     Field("sample_latents", "bool", True, "Draw latents from the autoencoder's distribution instead of its mean.", OBJECTIVE),
     # --- memory
     Field("device", "text", "auto", "Where to train: auto, cpu, cuda, cuda:1, mps.", MEMORY),
+    Field("gpu_sharing", "choice", "auto", "How the device is shared with a WebUI's model: attach (train on the WebUI's own copy), hand_over (the WebUI frees its model meanwhile), side_by_side (two copies); auto takes the first that can be done.", MEMORY, choices=("auto", "attach", "hand_over", "side_by_side")),
+    Field("pause_while_drawing", "bool", True, "Pause between two steps while the WebUI draws a picture on the same device.", MEMORY),
     Field("precision", "choice", "auto", "Number format of the computation.", MEMORY, choices=PRECISIONS),
     Field("base_dtype", "choice", "auto", "Number format in which the frozen base is kept.", MEMORY, choices=("auto", "fp32", "bf16", "fp16", "fp8")),
     Field("gradient_checkpointing", "choice", "auto", "Compute parts twice to save memory.", MEMORY, choices=("auto", "on", "off")),

@@ -22,6 +22,7 @@ from trainers.checks import Finding
 from trainers.data.survey import Survey, survey
 from trainers.display import Display
 from trainers.engine import optimizers, precision, runfolder, state
+from trainers.engine.attached import ATTACH, read_lease
 from trainers.engine.lock import RunLock
 from trainers.engine.loop import Diverged, Loop
 from trainers.engine.memory import MemoryPlan
@@ -47,15 +48,17 @@ MEMORY_ADVICE = (
 )
 
 
-def settle(job: Job) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
+def settle(job: Job, attached: bool = False) -> tuple[Job, BaseInfo, MemoryPlan, Survey]:
     """Everything that is known before a model is loaded: the job with every choice made and fixed (a resumed run must
-    not choose otherwise because less memory is free), the base, the memory plan and what the folders hold."""
+    not choose otherwise because less memory is free), the base, the memory plan and what the folders hold.
+
+    `attached`: the base will be a WebUI's own."""
     device = precision.device_for(job.device)
     job, info = check_base(job)
     optimizers.check(job)
     check_files(job, info)
     found = survey(job, remember=True)
-    plan = make_plan(job, info, device)
+    plan = make_plan(job, info, device, attached)
     fixed = job.replace(
         precision=plan.precision,
         base_dtype=plan.base_dtype,
@@ -150,7 +153,7 @@ def start(job: Job, folder: Path | None) -> int:
         if job.method in ONE_PASS:
             one_pass(job.method).facts(job)  # it says what is wrong
         else:
-            job, info, plan, found = settle(job)
+            job, info, plan, found = settle(job, folder is not None and read_lease(folder).mode == ATTACH)
             checks.require(checked(job, info, plan, found))
         if folder is None:
             folder = runfolder.unused_folder(Path("runs"), job.name)

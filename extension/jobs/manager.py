@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from extension.jobs import reasons, view
 from extension.jobs.environment import Environment
+from extension.jobs.lease import Leases, Lender
 from extension.jobs.run_files import living_process
 from extension.jobs.store import Store
 from extension.jobs.supervisor import Supervisor
-from extension.jobs.survey import Survey, survey
+from extension.jobs.survey import Survey, memory_plan, survey
+from extension.jobs.turns import Turns
 from extension.jobs.view import RunView
 from extension.jobs.watching import Watcher
 from trainers import spec
@@ -46,6 +49,11 @@ class Jobs:
         self.store = Store(self.runs, auto_device)
         self.watcher = Watcher(self.runs)
         self.supervisor = Supervisor(self.store, self.environment)
+        self.turns = Turns(self.runs)
+
+    def borrow_from(self, lender: Lender) -> None:
+        """Trainings share the device with this host's model from now on."""
+        self.supervisor.leases = Leases(lender, lambda job: memory_plan(job, self.environment))
 
     def start(self) -> None:
         """Looks after the queue from now on."""
@@ -96,7 +104,12 @@ class Jobs:
 
     def survey(self, values: Mapping[str, Any]) -> Survey:
         """What a job would train on, how long and with how much memory; takes some seconds."""
-        return survey(values, self.environment, self.runs)
+        found = survey(values, self.environment, self.runs)
+        leases = self.supervisor.leases
+        if leases is not None:
+            device = self.store.device_of(str(values.get("device", "auto")))
+            found.facts["sharing"] = asdict(leases.foresee(values, device, found.facts.get("memory", {})))
+        return found
 
     # --- asking
 

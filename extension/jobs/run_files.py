@@ -6,6 +6,8 @@
     process.json    the newest attempt: its process, its device
     ended.json      how that process ended (nothing where nobody could see it)
     asked.json      that it was asked to stop
+    lease.json      how the device is shared with the host's model, and why (see extension.jobs.lease)
+    host_tensors.json       where a trainer that attaches finds the host's tensors
     log.txt         what it printed
 
 Standard library only, like `extension.jobs.files`.

@@ -18,6 +18,7 @@ from pathlib import Path
 from extension.jobs.child import NOT_MINE
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.files import locked, read_json, write_json
+from extension.jobs.lease import Leases, job_of
 from extension.jobs.processes import kill_tree, new_group
 from extension.jobs.reasons import log_tail
 from extension.jobs.run_files import Attempt, Ticket, busy_devices, ended_record, living_process, run_folders, waiting
@@ -31,8 +32,8 @@ _log = logging.getLogger(__name__)
 class _Started:
     """A process that this supervisor started."""
 
-    def __init__(self, run: Path, device: str, environment: Environment) -> None:
-        self.run, self.device, self.attempt = run, device, uuid.uuid4().hex
+    def __init__(self, run: Path, device: str, environment: Environment, attempt: str) -> None:
+        self.run, self.device, self.attempt = run, device, attempt
         with open(run / "log.txt", "ab") as log:
             self.log_from = log.tell()
             self.process = subprocess.Popen(
@@ -53,10 +54,15 @@ class _Started:
 
 
 class Supervisor:
-    """Looks after one runs folder."""
+    """Looks after one runs folder.
+
+    Attributes:
+        leases: what trainings have of the host's model; None where no host is concerned.
+    """
 
     def __init__(self, store: Store, environment: Environment) -> None:
         self.store, self.environment = store, environment
+        self.leases: Leases | None = None
         self._started: list[_Started] = []
         self._looking = threading.Lock()
         self._wake, self._end = threading.Event(), threading.Event()
@@ -106,6 +112,8 @@ class Supervisor:
             if code is None:
                 continue
             self._started.remove(started)
+            if self.leases is not None:
+                self.leases.end(started.run)
             if code != NOT_MINE or started.has_claimed:
                 self._note_ending(started, code)
 
@@ -146,9 +154,14 @@ class Supervisor:
             if ticket.device in busy:
                 continue
             busy.add(ticket.device)
+            attempt = uuid.uuid4().hex
             try:
-                self._started.append(_Started(run, ticket.device, self.environment))
+                if self.leases is not None:
+                    self.leases.begin(run, attempt, ticket.device, job_of(run))
+                self._started.append(_Started(run, ticket.device, self.environment, attempt))
             except OSError as error:
+                if self.leases is not None:
+                    self.leases.end(run)
                 with locked(self.store.runs), suppress(FileNotFoundError):
                     self._give_up(run, f"The trainer could not be started ({error.strerror or error}).")
 

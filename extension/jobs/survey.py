@@ -51,16 +51,29 @@ def survey(values: Mapping[str, Any], environment: Environment, runs: Path) -> S
     job = spec.parse({name: value for name, value in values.items() if name != "run"})
     if environment.problem:
         raise InputError(environment.problem)
-    with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
-        file = Path(folder) / "job.yaml"
-        file.write_text(spec.to_yaml(job), encoding="utf-8", newline="\n")
-        facts = _ask(environment.command(environment.program, "check", file, "--json"), environment)
+    facts = _checked(job, environment)
     found = Survey(facts)
     kind = estimates.Kind(str(facts.get("family")), job.method, str(facts.get("device")))
     work = estimates.work(facts.get("resolution"), job)
     per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs)
     found.seconds = round(per_step * facts["steps"], 1) if per_step and facts.get("steps") else None
     return found
+
+
+def memory_plan(values: Mapping[str, Any], environment: Environment) -> dict[str, Any]:
+    """What a job would take now and what is free; empty where the trainers cannot say."""
+    try:
+        job = spec.parse({name: value for name, value in values.items() if name != "run"})
+        return _checked(job, environment).get("memory", {})
+    except InputError:
+        return {}  # the trainer itself will say what is wrong
+
+
+def _checked(job: spec.Job, environment: Environment) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
+        file = Path(folder) / "job.yaml"
+        file.write_text(spec.to_yaml(job), encoding="utf-8", newline="\n")
+        return _ask(environment.command(environment.program, "check", file, "--json"), environment)
 
 
 def _ask(command: list[str], environment: Environment) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class RunView:
         validations: the `validation` events.
         samples: the `sample` events whose picture exists.
         outputs: files that can be used, with their step: `{"file", "step", "kind"}`.
+        sharing: how the device is shared with the host's model: `{"mode", "reason", "freed_bytes", "attached"}`.
+        is_paused: it waits while the host draws.
         problems: why it ended, or why it does not begin; sentences.
         notes: what a person should know; nothing is wrong.
         live: `{"step", "time"}` of the newest snapshot that can be drawn with meanwhile; None where there is none.
@@ -75,6 +77,8 @@ class RunView:
     validations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    sharing: dict[str, Any] = field(default_factory=dict)
+    is_paused: bool = False
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +142,8 @@ class Summary:
         self.failures: list[str] = []
         self.plan: dict[str, Any] = {}
         self.live: dict[str, Any] | None = None
+        self.attached: dict[str, Any] = {}
+        self.is_paused = False
         self.generation = 0
         self._seconds: list[float] = []
 
@@ -153,6 +159,7 @@ class Summary:
 
     def _begin(self, event: dict[str, Any]) -> None:
         self.outcome, self.ended, self.eta, self.live = None, None, None, None
+        self.is_paused = False
         self.failures, self._seconds = [], []
         if self.started is None:
             self.started = event.get("time")
@@ -160,9 +167,24 @@ class Summary:
     def _on_launched(self, event: dict[str, Any]) -> None:
         self._begin(event)
         self.is_training, self.doing, self.parts = False, "loading", 0
+        self.attached = {}
 
     def _on_plan(self, event: dict[str, Any]) -> None:
         self.plan = {name: value for name, value in event.items() if name not in ("event", "time")}
+
+    def _on_attached(self, event: dict[str, Any]) -> None:
+        self.attached = {name: event.get(name) for name in ("kind", "bytes", "tensors", "private_bytes")}
+
+    def _on_paused(self, event: dict[str, Any]) -> None:
+        self.is_paused = True
+
+    def _on_continued(self, event: dict[str, Any]) -> None:
+        self.is_paused = False
+
+    def _on_reduced(self, event: dict[str, Any]) -> None:
+        step = event.get("step") or 0
+        where = f"continued from step {step}" if step else "began again"
+        self.notes.append(f"The memory did not suffice: {event.get('what')}, {where}.")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         self.doing = str(event.get("what", ""))
@@ -223,11 +245,13 @@ class Summary:
 
     def _end(self, event: dict[str, Any], outcome: str) -> None:
         self.outcome, self.ended, self.eta, self.doing = outcome, event.get("time"), None, ""
-        self.live = None
+        self.live, self.is_paused = None, False
 
     def _on_stopped(self, event: dict[str, Any]) -> None:
         self._end(event, STOPPED)
         self.step = int(event.get("step") or 0)
+        if event.get("why"):
+            self.notes.append(str(event["why"]))
 
     def _on_done(self, event: dict[str, Any]) -> None:
         self._end(event, DONE)

@@ -8,6 +8,7 @@ from typing import Any
 
 from extension.jobs import reasons, view
 from extension.jobs.files import read_json
+from extension.jobs.lease import read_record
 from extension.jobs.run_files import Attempt, Ticket, living_process, run_folders, waiting
 from extension.jobs.view import RunView, Summary
 from trainers import spec
@@ -104,6 +105,13 @@ def _order(made: RunView) -> tuple[int, float, str]:
     return 2, -(made.ended or made.started or made.submitted or 0), made.id
 
 
+def _sharing(run: Path, told: Summary) -> dict[str, Any]:
+    record = read_record(run)
+    if not record:
+        return {}
+    return {**{name: record.get(name) for name in ("mode", "reason", "freed_bytes")}, "attached": told.attached}
+
+
 def _known(run: Path, followed: _Followed) -> RunView:
     """What events and files say, without a judgement on the state."""
     told, job = followed.summary, followed.job
@@ -120,6 +128,7 @@ def _known(run: Path, followed: _Followed) -> RunView:
         doing=told.doing, done_parts=told.done_parts, parts=told.parts,
         eta=told.eta, seconds_per_step=told.seconds_per_step, loss_average=told.loss_average,
         resumed_from=told.resumed_from, losses=list(told.losses), validations=list(told.validations),
+        sharing=_sharing(run, told), is_paused=told.is_paused,
         samples=samples, outputs=outputs, notes=list(told.notes), plan=dict(told.plan),
         live=told.live, log=reasons.log_tail(run / "log.txt"), generation=told.generation,
     )  # fmt: skip

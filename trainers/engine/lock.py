@@ -34,6 +34,18 @@ class RunLock:
             self._file = None
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock of this file; a file that is not there is held by nobody."""
+    try:
+        with open(path, "r+", encoding="utf-8") as file:
+            _lock(file)  # let go again as the file is closed
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 if os.name == "nt":
     import msvcrt
 

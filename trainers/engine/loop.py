@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from trainers.engine import lr_schedules, memory, optimizers, sampling, state
+from trainers.engine.attached import HostGone, watch_of
 from trainers.engine.best import best_of_run
 from trainers.engine.live import Live
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
 from trainers.engine.step import micro_step
+from trainers.engine.turns import Turns
 from trainers.engine.validation import held_out_loss
 from trainers.engine.verdict import draw_verdict
 from trainers.engine.writing import result_metadata
@@ -46,6 +48,8 @@ class Loop:
         self._base_rates = [group["lr"] for group in session.optimizer.param_groups]
         self._step_seconds: list[float] = []
         self._tensorboard = None
+        self._turns = Turns(session.lease.drawing, session.events.emit)
+        self._check_host = watch_of(session.lease, session.host_base)
 
     def ask_to_stop(self) -> None:
         """Finish the step, save and end; what a signal does."""
@@ -203,6 +207,8 @@ class Loop:
         started = time.perf_counter()
         self._set_rates()
         learned, plain, norm = self._gradients()
+        if self._check_host is not None:
+            self._check_host()  # what was computed over memory that is gone must not be learned
         spoilt = getattr(self.s.optimizer, "spoilt", False)
         if math.isfinite(learned) and math.isfinite(norm) and not spoilt:
             self._apply()
@@ -337,9 +343,15 @@ class Loop:
             self.show.line(f"Memory: {taken} at most; {expected} were expected.")
 
     def run(self) -> str:
-        """Train to the end: "done", or "stopped" when that was asked for. Raises `Diverged`."""
+        """Train to the end: "done", or "stopped" when that was asked for, or when the WebUI ended whose model is
+        trained on. Raises `Diverged`."""
         try:
             return self._run()
+        except HostGone:
+            self.save_state()
+            why = "The WebUI whose model was trained on has ended. Resume goes on, from the model's file if need be."
+            self.s.events.emit("stopped", step=self.counters.step, why=why)
+            return "stopped"
         finally:
             if self._tensorboard is not None:
                 self._tensorboard.close()  # it holds the last minutes back until then
@@ -380,6 +392,7 @@ class Loop:
             if self.counters.step < total and self._between_steps():
                 self.s.events.emit("stopped", step=self.counters.step)
                 return "stopped"
+            self._turns.wait(lambda: self.stop_asked or is_waiting(self.s.folder.path, "stop"))
         self._snapshot(0, soon_busy=True)
         self.validate()
         self.draw_samples()

@@ -37,6 +37,7 @@ class MemoryPlan:
         fits: False where more is expected than there is.
         reasons: sentences on why these choices were made.
         smaller_plans: other plans the job allows that take less, the next smaller first.
+        attached: the base is a WebUI's own and takes nothing here; it is kept as the WebUI keeps it.
     """
 
     precision: str
@@ -47,6 +48,7 @@ class MemoryPlan:
     free_bytes: int | None
     reasons: tuple[str, ...] = ()
     smaller_plans: tuple[MemoryPlan, ...] = field(default=(), repr=False)
+    attached: bool = False
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -74,7 +76,8 @@ class MemoryPlan:
         """The plan for a person: choices, where memory goes, and a warning when it will not fit."""
         twice = "on" if self.gradient_checkpointing else "off"
         shown = [
-            f"Memory plan: computing in {self.precision}, base kept in {self.base_dtype}, "
+            f"Memory plan: computing in {self.precision}, "
+            f"base kept {'as the WebUI has it' if self.attached else f'in {self.base_dtype}'}, "
             f"gradient checkpointing {twice}."
         ]
         shown += [f"  {label:<34} {human(size):>9}" for label, size in self.items if size]
@@ -100,7 +103,7 @@ class MemoryPlan:
             for parameter in module.parameters():
                 if parameter.requires_grad and not getattr(parameter, "rounds_by_itself", False):
                     parameter.data = parameter.data.float()
-            if self.storage_dtype != self.compute_dtype:
+            if self.storage_dtype != self.compute_dtype and not self.attached:
                 freeze_module_weights(module, self.storage_dtype, self.compute_dtype)
             if self.gradient_checkpointing:
                 _turn_on_checkpointing(module)
@@ -139,6 +142,7 @@ class _Facts:
     device_type: str
     precision: str
     free_bytes: int | None
+    attached: bool = False
 
     @property
     def text_trained(self) -> bool:
@@ -154,7 +158,7 @@ def _shared_items(facts: _Facts, base_dtype: str) -> dict[str, int]:
     base = facts.parameters.get("unet", 0) + (facts.text_parameters if facts.text_trained else 0)
     accumulated = facts.trainable
     return {
-        "base weights": base * _itemsize(base_dtype),
+        "base weights": 0 if facts.attached else base * _itemsize(base_dtype),
         "adapter": facts.trainable * 4,
         "gradients": accumulated * 4,
         "optimizer state": int(facts.trainable * OPTIMIZERS[facts.job.optimizer].state_bytes),
@@ -190,7 +194,7 @@ def _plan(facts: _Facts, base_dtype: str, checkpointing: bool) -> MemoryPlan:
         "training": resident + items["activations"],
     }
     if not facts.text_trained:
-        items["text encoders, while caching"] = facts.text_parameters * itemsize
+        items["text encoders, while caching"] = 0 if facts.attached else facts.text_parameters * itemsize
         stages["caching captions"] = items["text encoders, while caching"] + items["libraries"]
     if job.sample_prompts:
         drawing = vae * itemsize + int(activations.decoding_bytes(vae, facts.resolution, itemsize))
@@ -203,6 +207,7 @@ def _plan(facts: _Facts, base_dtype: str, checkpointing: bool) -> MemoryPlan:
         items=tuple(items.items()),
         stages=tuple(stages.items()),
         free_bytes=facts.free_bytes,
+        attached=facts.attached,
     )
 
 
@@ -215,7 +220,9 @@ def _choices(facts: _Facts) -> list[tuple[str, bool]]:
     native = facts.precision
     formats = [native] if facts.job.base_dtype == "auto" else [facts.job.base_dtype]
     small = []
-    if facts.job.base_dtype == "auto":
+    if facts.attached:
+        formats = [native]
+    elif facts.job.base_dtype == "auto":
         formats += ["fp16"] if native == "fp32" else []
         small = ["fp8"] if FP8 is not None and facts.device_type != "mps" else []
     wanted = {"auto": (False, True), "on": (True,), "off": (False,)}[facts.job.gradient_checkpointing]
@@ -243,6 +250,7 @@ def make_plan(
     resolution: int,
     device_type: str,
     free_bytes: int | None,
+    attached: bool = False,
 ) -> MemoryPlan:
     """The plan of a complete job: the least slow combination that fits `free_bytes` with 8% to spare.
 
@@ -251,12 +259,14 @@ def make_plan(
         trainable: parameters that are trained.
         resolution: side of the square whose area the pictures have, in pixels.
         free_bytes: memory the device has to give, or None where that is not known.
+        attached: the base is a WebUI's own, so it takes no memory and keeps its format.
 
     What the job says is kept; only what it leaves on "auto" is chosen. Where nothing fits, the smallest plan comes
     back with `fits` False. Raises InputError for a precision that the device cannot compute in.
     """
     dtype = precision.resolve(job.precision, torch.device(device_type))
-    facts = _Facts(family, parameters, trainable, job, resolution, device_type, precision.name_of(dtype), free_bytes)
+    name = precision.name_of(dtype)
+    facts = _Facts(family, parameters, trainable, job, resolution, device_type, name, free_bytes, attached)
     plans = [_plan(facts, kept, twice) for kept, twice in _choices(facts)]
     smallest = min(plans, key=lambda plan: plan.peak_bytes)
     chosen = next((plan for plan in plans if plan.fits), smallest)

@@ -12,30 +12,51 @@ import torch
 
 from trainers.bases.canonical import Component
 from trainers.bases.detect import BaseInfo, inspect_vae
+from trainers.bases.live import LiveBase
 from trainers.bases.loader import Base, load_base
 from trainers.bases.vae import NonFiniteLatents, encode_moments
+from trainers.engine.attached import compute_over
 from trainers.spec import Job
 
 
 class Models:
-    """`base` holds what is loaded now; parts come through `need_…`."""
+    """`base` holds what is loaded now; parts come through `need_…`.
 
-    def __init__(self, info: BaseInfo, job: Job, device: torch.device, dtype: torch.dtype) -> None:
-        self.info, self.job, self.device, self.dtype = info, job, device, dtype
+    Args:
+        dtype: the format to load in.
+        live: a WebUI's tensors, used in place of the file's as they are.
+    """
+
+    def __init__(
+        self, info: BaseInfo, job: Job, device: torch.device, dtype: torch.dtype, live: LiveBase | None = None
+    ) -> None:
+        self.info, self.job, self.device, self.dtype, self.live = info, job, device, dtype, live
         self.notes: list[str] = []
         self.base: Base = self._load(())
-        self._vae_dtype = dtype
+        self._vae_dtype = self._first_vae_dtype()
+
+    def _first_vae_dtype(self) -> torch.dtype:
+        """SDXL's autoencoder overflows in float16: where the WebUI keeps it so, pictures are encoded in a copy."""
+        if self.info.family == "sdxl" and self.live is not None and self.live.has_vae_for(self.job.vae):
+            return torch.float32
+        return self.dtype
 
     def _load(self, parts: tuple[str, ...], dtype: torch.dtype | None = None) -> Base:
-        return load_base(
+        from_host = self.live is not None and ("vae" not in parts or self.live.has_vae_for(self.job.vae))
+        loaded = load_base(
             self.info.path,
             prediction=self.job.prediction,
-            vae=self.job.vae,
-            dtype=dtype or self.dtype,
+            vae=None if from_host else self.job.vae,
+            dtype=None if from_host else dtype or self.dtype,
+            vae_dtype=dtype,
             device=self.device,
             parts=parts,
-            info=self.info,
+            info=self.live.info if from_host else self.info,
         )
+        if from_host:
+            for module in filter(None, [loaded.unet, *loaded.text_encoders]):
+                compute_over(module, self.dtype)
+        return loaded
 
     def need_unet(self) -> torch.nn.Module:
         if self.base.unet is None:
@@ -76,7 +97,9 @@ class Models:
 
     def park_vae(self) -> None:
         """Out of the device's memory; back when pictures are drawn."""
-        if self.base.vae is not None and self.device.type != "cpu":
+        if self.live is not None:
+            self.drop_vae()  # it is mapped again in no time
+        elif self.base.vae is not None and self.device.type != "cpu":
             self.base.vae.to("cpu")
             self._collect()
 
@@ -93,7 +116,7 @@ class Models:
         component = inspect_vae(self.job.vae) if self.job.vae else self.info.components.get("vae")
         if component is None:
             return "no autoencoder"
-        return weights_fingerprint(component, f"{self.info.family} {self.dtype} {self.device.type}")
+        return weights_fingerprint(component, f"{self.info.family} {self._vae_dtype} {self.device.type}")
 
     def text_fingerprint(self, settings: str) -> str:
         """What the embeddings depend on beside the caption: the encoders' weights and how they are read."""

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from trainers.bases.detect import BaseInfo, inspect_base
+from trainers.bases.live import CannotAttach, LiveBase
 from trainers.bases.loader import load_base
 from trainers.bases.prediction import should_measure
 from trainers.bases.text import check_clip_skip
 from trainers.data.cache import TextCache
 from trainers.data.dataset import Dataset, prepare
-from trainers.engine import memory, objectives, optimizers, precision
+from trainers.engine import attached, memory, objectives, optimizers, precision
+from trainers.engine.attached import Lease
 from trainers.engine.class_pictures import with_class_pictures
 from trainers.engine.conditioning import Conditioner
 from trainers.engine.ema import Ema
@@ -112,6 +114,8 @@ class Session:
     base_hashes: Future[FileHashes]
     vae_hashes: Future[FileHashes]
     memory_use: MemoryUse
+    lease: Lease
+    host_base: LiveBase | None = None
     scaler: Any = None
 
     @property
@@ -151,8 +155,8 @@ class Session:
             ).sample
 
 
-def make_plan(job: Job, info: BaseInfo, device: torch.device) -> memory.MemoryPlan:
-    """The memory plan of a complete job, before anything is loaded."""
+def make_plan(job: Job, info: BaseInfo, device: torch.device, attached: bool = False) -> memory.MemoryPlan:
+    """The memory plan of a complete job, before anything is loaded; `attached`: over a WebUI's own base."""
     return memory.make_plan(
         family=info.family,
         parameters=info.parameters,
@@ -161,6 +165,7 @@ def make_plan(job: Job, info: BaseInfo, device: torch.device) -> memory.MemoryPl
         resolution=job.resolution,
         device_type=device.type,
         free_bytes=memory.free_bytes(device),
+        attached=attached,
     )
 
 
@@ -202,6 +207,24 @@ def _make_conditioner(job: Job, models: Models, texts: set[str], cache: Path, re
     return conditioner
 
 
+def _attached_base(folder: RunFolder, lease: Lease, info: BaseInfo, note: Callable[[str], None]) -> LiveBase | None:
+    """The base over the WebUI's tensors where that was agreed; None, and a note, where it turns out not to work."""
+    if lease.mode != attached.ATTACH:
+        return None
+    try:
+        return attached.attach(folder.path, lease, info)
+    except CannotAttach as reason:
+        note(f"The base is loaded from its file, because {reason}.")
+        return None
+
+
+def _tell_attached(events: EventLog, live: LiveBase, before: int | None) -> None:
+    """What attaching took: memory of this process alone that came with the UNet and the trained text encoders."""
+    after = attached.private_bytes()
+    grown = None if before is None or after is None else max(0, after - before)
+    events.emit("attached", kind=live.kind, bytes=live.nbytes, tensors=live.tensors, private_bytes=grown)
+
+
 def open_session(
     job: Job,
     info: BaseInfo,
@@ -216,7 +239,14 @@ def open_session(
     threads = job.threads or job.run.get("threads")
     if threads:
         torch.set_num_threads(int(threads))
-    plan = make_plan(job, info, device)
+    lease = attached.read_lease(folder.path)
+
+    def note(text: str) -> None:
+        events.emit("note", text=text)
+        say(text)
+
+    live = _attached_base(folder, lease, info, note)
+    plan = make_plan(job, info, device, attached=live is not None)
     dtype = plan.compute_dtype
     if world.is_main:
         events.emit(
@@ -226,7 +256,8 @@ def open_session(
         )  # fmt: skip
         for line in plan.lines():
             say(line)
-    models, use = Models(info, job, device, plan.load_dtype), MemoryUse(device)
+    models = Models(info, job, device, plan.load_dtype if live is None else dtype, live)
+    use = MemoryUse(device)
     if not world.is_main:
         world.wait()  # the main process makes the caches, the others find them made
     job = with_class_pictures(job, models, folder.path, report)
@@ -245,9 +276,12 @@ def open_session(
         world.wait()
     if not conditioner.trained:
         use.end_of("caching captions")
+    before = attached.private_bytes()
     models.need_unet()
     if conditioner.trained:
         models.need_text()
+    if live is not None:
+        _tell_attached(events, live, before)
     trainable = setup_for(job.method)(models.base, job)
     plan.apply(models.base)
     groups = trainable.param_groups()
@@ -260,9 +294,8 @@ def open_session(
     alphas = models.base.alphas_cumprod.float().cpu()
     if job.zero_terminal_snr:
         alphas = objectives.rescale_zero_terminal_snr(alphas)
-    for note in [*dataset.notes, *models.notes]:
-        events.emit("note", text=note)
-        say(note)
+    for text in [*dataset.notes, *models.notes]:
+        note(text)
     return Session(
         job=job, info=info, folder=folder, world=world, events=events, say=say, device=device, dtype=dtype,
         models=models, dataset=dataset, validation=dataset.evaluation_items(), prior=dataset.prior_items(),
@@ -270,6 +303,8 @@ def open_session(
         trainable=trainable, optimizer=optimizer, ema=Ema(parameters, job.ema) if job.ema else None,
         alphas_cumprod=alphas,
         plan=plan,
+        lease=lease,
+        host_base=live,
         base_hashes=hash_in_background(job.base if world.is_main else None),
         vae_hashes=hash_in_background(job.vae if world.is_main else None),
         scaler=_loss_scaler(dtype, device), memory_use=use,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Studio:
     Attributes:
         progress: of the job that is running.
         lock: held by whoever uses the model.
+        turn: a context that tells trainers that something is drawn.
     """
 
     def __init__(self, base: Path, places: Places, device: str = "auto") -> None:
@@ -67,6 +69,7 @@ class Studio:
         self.library.rescan()
         self.progress = Progress()
         self.lock = threading.Lock()
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
         self.started_with = base
         self._device = best_device(device)
         self.model = Model(base, self._device)
@@ -115,7 +118,9 @@ class Studio:
         Raises:
             InputError: the request will not do.
         """
-        with self.lock:
+        with self.lock, self.turn():
+            if not self.model.in_memory:  # it was handed over to a training
+                self.model.reload()
             request = settle(request, self.model.native_size)
             began = time.monotonic()
             batches = _batches(request)

@@ -52,19 +52,34 @@ class Model:
     Attributes:
         injection: adapters beside its layers.
         conditioner: encodes prompts with it.
+        widths: of the token embeddings, by text encoder.
         sha256: of its file, "" until it is known (a large file is read in the background).
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.path = path
         self.device = device
-        # Autoencoders of SD1 and SDXL overflow in half precision.
-        self.base: Base = load_base(path, dtype=number_format(device), vae_dtype=torch.float32, device=device)
-        self.injection = Injection(self.family, self.parts)
-        self.conditioner = Conditioner(self.base)
+        self.reload()
+        self.widths = {
+            name: part.get_input_embeddings().weight.shape[1] for name, part in self.parts.items() if name != "unet"
+        }
         self.sha256 = ""
         if path.is_file():
             self._hash()
+
+    def reload(self) -> None:
+        """Has its modules in memory, again where they were freed."""
+        # Autoencoders of SD1 and SDXL overflow in half precision.
+        self.base: Base = load_base(
+            self.path, dtype=number_format(self.device), vae_dtype=torch.float32, device=self.device
+        )
+        self.injection = Injection(self.family, self.parts)
+        self.conditioner = Conditioner(self.base)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its modules are there."""
+        return self.base.unet is not None
 
     def _hash(self) -> None:
         def compute() -> None:
@@ -96,16 +111,11 @@ class Model:
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Live modules: "unet", "text_encoder", "text_encoder_2"."""
+        """Live modules: "unet", "text_encoder", "text_encoder_2"; none while they are freed."""
+        if not self.in_memory:
+            return {}
         names = [spec.component for spec in self.base.family.text_encoders]
         return {"unet": self.base.unet, **dict(zip(names, self.base.text_encoders, strict=True))}
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Width of the token embeddings by text encoder."""
-        return {
-            name: part.get_input_embeddings().weight.shape[1] for name, part in self.parts.items() if name != "unet"
-        }
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -138,7 +148,7 @@ class Model:
         return torch.cat(means) * self.base.family.latent_scale
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Frees its modules."""
         self.injection.detach()
         self.base.unet = self.base.vae = None
         self.base.text_encoders = []

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from extension.api import add_routes
 from extension.hosts.embedded.engine import Studio
 from extension.hosts.embedded.host import EmbeddedHost
+from extension.hosts.embedded.lease import EmbeddedLender
 from extension.hosts.embedded.places import ROOT
 from extension.hosts.workshops import live_files_of, workshop_for
 from extension.ui.assets import add_asset_routes
@@ -25,6 +26,8 @@ def add_training(app: FastAPI, studio: Studio) -> Workshop:
     host = EmbeddedHost(studio)
     studio.library.live = live_files_of(host)
     workshop = workshop_for(host, studio.bases, results, studio.rescan, folders=lambda: [ROOT / "assets" / "pictures"])
+    workshop.jobs.borrow_from(EmbeddedLender(studio))
+    studio.turn = workshop.jobs.turns.drawing
     add_routes(app, workshop)
     add_asset_routes(app)
     return workshop

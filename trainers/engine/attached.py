@@ -1,0 +1,135 @@
+"""Training on the model that a WebUI has loaded: what the run folder says of it, mapping it, and watching its owner.
+
+The WebUI writes `lease.json` into the run folder before it starts a trainer: how the device is shared, and whether to
+pause while it draws. Where the trainer attaches, `host_tensors.json` beside it describes the WebUI's tensors. Both count only
+for the attempt that they were written for, so a run that is resumed otherwise goes on from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainers.bases.detect import BaseInfo
+from trainers.bases.live import CannotAttach, LiveBase, live_base, read_description
+from trainers.engine.frozen import freeze_module_weights
+from trainers.formats.live_tensors import FILE_NAME
+
+LEASE_FILE, PROCESS_FILE = "lease.json", "process.json"
+ATTACH = "attach"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """How the device is shared with the WebUI that started this trainer.
+
+    Attributes:
+        mode: "attach", "hand_over" or "side_by_side"; "" where no WebUI is concerned.
+        drawing: a file that is locked while the WebUI draws, None where the trainer need not pause.
+        host: number and start of the WebUI's process.
+    """
+
+    mode: str = ""
+    drawing: Path | None = None
+    host: tuple[int, str] = (0, "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_lease(run: Path) -> Lease:
+    """What was agreed for this attempt at a run; an empty lease where nothing was."""
+    content = _read(run / LEASE_FILE)
+    if not content or content.get("attempt") != _read(run / PROCESS_FILE).get("attempt"):
+        return Lease()
+    host = content.get("host") or {}
+    drawing = run / str(content["drawing"]) if content.get("drawing") else None
+    return Lease(str(content.get("mode", "")), drawing, (int(host.get("pid", 0)), str(host.get("started", ""))))
+
+
+def is_alive(host: tuple[int, str]) -> bool:
+    """Whether the process lives; its start tells it from another one that got its number later."""
+    pid, started = host
+    if not sys.platform.startswith("linux"):
+        return True  # nothing is attached there
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return False
+    return fields[0] not in "ZX" and f"{boot}/{fields[19]}" == started
+
+
+class HostGone(Exception):
+    """The WebUI whose memory the base lies in has ended."""
+
+
+def attach(run: Path, lease: Lease, info: BaseInfo) -> LiveBase:
+    """The base over the WebUI's tensors.
+
+    Raises:
+        CannotAttach: one clause on why not; the base's file serves instead.
+    """
+    if not is_alive(lease.host):
+        raise CannotAttach("the WebUI has ended")
+    live = live_base(read_description(run / FILE_NAME), info)
+    try:
+        live.info.components["unet"].load(None, None)
+    except (RuntimeError, OSError) as error:
+        raise CannotAttach(f"its memory cannot be mapped: {str(error).splitlines()[0]}") from None
+    return live
+
+
+def watch_of(lease: Lease, live: LiveBase | None) -> Callable[[], None] | None:
+    """A check that raises `HostGone`, where the base's memory ends with the WebUI; on the CPU it stays."""
+    if live is None or live.kind == "cpu":
+        return None
+
+    def check() -> None:
+        if not is_alive(lease.host):
+            raise HostGone("the WebUI whose model is trained on has ended")
+
+    return check
+
+
+def private_bytes() -> int | None:
+    """Memory that is this process's alone (on Linux), in bytes."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def _recast_embedding(module: nn.Embedding, dtype: torch.dtype) -> None:
+    """A table stays as it is kept; the rows that are looked up are brought to the compute format."""
+    module.register_forward_hook(lambda _module, _inputs, rows: rows.to(dtype))
+
+
+def compute_over(module: nn.Module, dtype: torch.dtype) -> None:
+    """Has a module compute in `dtype` over weights that stay the format they have.
+
+    Large weights are recast when they are used, forward and backward; norms and biases, which are small, get copies.
+    Does nothing where everything has that format already.
+    """
+    if all(parameter.dtype == dtype for parameter in module.parameters()):
+        return
+    freeze_module_weights(module, None, dtype)
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding) and layer.weight.dtype != dtype:
+            _recast_embedding(layer, dtype)
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            if parameter.ndim < 2 and parameter.dtype != dtype:
+                setattr(layer, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))

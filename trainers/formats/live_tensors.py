@@ -1,0 +1,134 @@
+"""Tensors of a living process, for another one: how they are described in a file, shared, and mapped.
+
+On the CPU storages move into shared memory, on CUDA their handles are given away (CUDA IPC); the tensors of the owner
+stay what they are, and nothing is copied for the one who maps. The description is JSON:
+
+    {"version": 1, "torch": "2.11.0", "host": {"pid": 1, "started": "…"}, "checkpoint": "…", "vae_file": "",
+     "storages": [{"kind": "cpu", "handle": […]}, {"kind": "cuda", "handle": […]}],
+     "components": {"unet": {"naming": "ldm", "tensors": {"NAME": [storage, dtype, shape, stride, offset]}}}}
+
+A handle's bytes are written as `{"bytes": base64}`. `naming` is "ldm" (a single file's names) or "diffusers".
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+VERSION = 1
+FILE_NAME = "host_tensors.json"
+_CUDA_COUNTER = slice(4, 6)
+"""Where the counter's file and place are in what `_share_cuda_` gives (after device, handle, size, offset)."""
+
+
+def _encoded(value: Any) -> Any:
+    return {"bytes": base64.b64encode(value).decode("ascii")} if isinstance(value, bytes) else value
+
+
+def _decoded(value: Any) -> Any:
+    return base64.b64decode(value["bytes"]) if isinstance(value, Mapping) else value
+
+
+def _share(storage: torch.UntypedStorage) -> dict[str, Any]:
+    kind = storage.device.type
+    handle = storage._share_cuda_() if kind == "cuda" else storage._share_filename_cpu_()
+    return {"kind": kind, "handle": [_encoded(value) for value in handle]}
+
+
+class Shared:
+    """Tensors that were given to another process, kept alive until `release`.
+
+    Args:
+        components: {component: (naming, {name: tensor})}.
+
+    Raises:
+        RuntimeError: torch cannot share them (the message is torch's own).
+    """
+
+    def __init__(self, components: Mapping[str, tuple[str, Mapping[str, torch.Tensor]]]) -> None:
+        self._storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
+        self._handles: list[dict[str, Any]] = []
+        self.nbytes = 0
+        try:
+            self._described = {name: self._component(*given) for name, given in components.items()}
+        except Exception:
+            self.release()
+            raise
+
+    def _component(self, naming: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        described = {}
+        for name, tensor in tensors.items():
+            index = self._storage(tensor.untyped_storage())
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            described[name] = [index, dtype, list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
+        return {"naming": naming, "tensors": described}
+
+    def _storage(self, storage: torch.UntypedStorage) -> int:
+        """The storage's place in the list; one that several tensors view is shared once."""
+        known = self._storages.get(storage._cdata)
+        if known is None:
+            self._handles.append(_share(storage))
+            known = self._storages[storage._cdata] = (len(self._handles) - 1, storage)
+            self.nbytes += storage.nbytes()
+        return known[0]
+
+    def description(self, **more: Any) -> dict[str, Any]:
+        """What is written for the other process."""
+        return {
+            "version": VERSION, "torch": torch.__version__.partition("+")[0], **more,
+            "storages": self._handles, "components": self._described,
+        }  # fmt: skip
+
+    def release(self) -> None:
+        """Keeps them alive no longer; to be called when the other process has ended or never came.
+
+        torch counts, in memory that both sides see, who still reads a CUDA storage, and never gives it back while one
+        does. A process that was killed has not counted itself out, so this does it for it.
+        """
+        cuda = [each for each in self._handles if each["kind"] == "cuda"]
+        for each in cuda:
+            file, place = (_decoded(value) for value in each["handle"][_CUDA_COUNTER])
+            torch.UntypedStorage._release_ipc_counter_cuda(file, place)
+        self._storages, self._handles = {}, []
+        if cuda:
+            torch.cuda.ipc_collect()
+
+
+def _mapped_storage(given: Mapping[str, Any]) -> torch.UntypedStorage:
+    handle = [_decoded(value) for value in given["handle"]]
+    if given["kind"] == "cuda":
+        torch.cuda.init()
+        return torch.UntypedStorage._new_shared_cuda(*handle)
+    return torch.UntypedStorage._new_shared_filename_cpu(*handle)
+
+
+def _view(storage: torch.UntypedStorage, dtype: str, shape: list[int], stride: list[int], offset: int) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    return torch.empty(0, dtype=kind, device=storage.device).set_(storage, offset, tuple(shape), tuple(stride))
+
+
+class Mapped:
+    """Tensors of another process, by component and name. A storage is mapped when a tensor of it is first asked for,
+    and stays mapped: it is the owner's memory, and torch counts each CUDA storage in and out only once."""
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        self.description = description
+        self._open: dict[int, Any] = {}
+
+    def tensors(self, component: str, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Views of the other process's memory; writing to them would change it there.
+
+        Raises:
+            RuntimeError: the memory is not there any more, or is not ours to see.
+        """
+        described = self.description["components"][component]["tensors"]
+        found = {}
+        for name in names:
+            index, *rest = described[name]
+            if index not in self._open:
+                self._open[index] = _mapped_storage(self.description["storages"][index])
+            found[name] = _view(self._open[index], *rest)
+        return found
