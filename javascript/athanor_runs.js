@@ -133,7 +133,7 @@
 
   function buildDetail() {
     Object.assign(parts, {
-      title: h("h3", {}), status: h("p", { class: "athanor-status" }), bar: h("i", {}), buttons: h("div", { class: "athanor-buttons" }),
+      title: h("h3", {}), status: h("p", { class: "athanor-status" }), sharing: h("p", { class: "athanor-quiet" }), bar: h("i", {}), buttons: h("div", { class: "athanor-buttons" }),
       said: h("div"), plot: h("div", { class: "athanor-plot-box" }), legend: h("p", { class: "athanor-legend" }),
       samples: h("div", { class: "athanor-samples" }), slider: h("input", { type: "range", min: 0, max: 0, step: 1, "aria-label": "Samples by step",
         oninput: () => { state.shownStep = Number(parts.slider.value); drawSamples(state.run); } }),
@@ -143,7 +143,7 @@
     parts.sampleBox = h("div", { class: "athanor-box" }, h("h4", {}, "Sample pictures"),
       h("div", { class: "athanor-slider" }, parts.slider, parts.sliderStep), parts.samples);
     athanor.fill(parts.detail, parts.title, parts.status, h("div", { class: "athanor-bar athanor-tall", role: "progressbar",
-      "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.bar), parts.buttons, parts.said,
+      "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.bar), parts.sharing, parts.buttons, parts.said,
       h("div", { class: "athanor-box" }, h("h4", {}, "Loss", athanor.help("How far the model's guesses are from the pictures. It is noisy; watch the strong line. Held-out pictures (dots) tell whether it learns or only memorises.")), parts.plot, parts.legend),
       parts.sampleBox, h("div", { class: "athanor-box" }, h("h4", {}, "Files"), parts.outputs),
       h("details", {}, h("summary", {}, "What the trainer printed"), parts.log));
@@ -154,6 +154,7 @@
     parts.detail.dataset.state = run.state;
     update(parts.title, "textContent", run.name);
     update(parts.status, "textContent", statusLine(run));
+    update(parts.sharing, "textContent", sharingLine(run));
     const shown = run.state === "preparing" && run.parts ? run.done_parts / run.parts : run.progress;
     parts.bar.style.width = `${(shown * 100).toFixed(1)}%`;
     parts.bar.parentElement.setAttribute("aria-valuenow", Math.round(shown * 100));
@@ -173,6 +174,19 @@
     if (place.dataset.key === key) return;
     place.dataset.key = key;
     athanor.fill(place, [draw()].flat());
+  }
+
+  /** How the run shares the device with the WebUI's model, and what that took or gave. */
+  function sharingLine(run) {
+    const sharing = run.sharing || {}, told = sharing.attached || {};
+    if (!sharing.reason) return "";
+    const words = [athanor.t(sharing.reason)];
+    if (run.is_paused) words.push(athanor.t("Paused while a picture is drawn."));
+    if (told.bytes && told.private_bytes !== null) {
+      words.push(athanor.t("Of the model's {0}, {1} are the trainer's own.", athanor.size(told.bytes), athanor.size(told.private_bytes)));
+    }
+    if (sharing.freed_bytes !== null) words.push(athanor.t("{0} came free.", athanor.size(sharing.freed_bytes)));
+    return words.join(" ");
   }
 
   function statusLine(run) {

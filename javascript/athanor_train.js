@@ -197,6 +197,7 @@
         row("Steps", `${facts.steps_are_exact ? "" : "about "}${facts.steps}, showing ${facts.exposures} pictures`,
           "One step shows the model a few pictures and changes what is learned a little."),
         row("Time", time), row("Memory", `${athanor.size(memory.peak_bytes)}${free}`),
+        facts.sharing ? row(athanor.t("Shared"), athanor.t(facts.sharing.reason)) : "",
         row("Trained on", facts.device === "cpu" ? "the processor (slow)" : "the graphics card"))),
       memory.fits ? "" : athanor.problems(["This may not fit into the memory. Choose a lower resolution or batch size."]),
       athanor.problems(skipped.slice(0, 6), "note"), athanor.problems(notes, "note"),

@@ -1,8 +1,8 @@
 """Training on the model that a WebUI has loaded: what the run folder says of it, mapping it, and watching its owner.
 
 The WebUI writes `lease.json` into the run folder before it starts a trainer: how the device is shared, and whether to
-pause while it draws. Where the trainer attaches, `host_tensors.json` beside it describes the WebUI's tensors. Both count only
-for the attempt that they were written for, so a run that is resumed otherwise goes on from the file.
+pause while it draws. Where the trainer attaches, `host_tensors.json` beside it describes the WebUI's tensors. Both
+count only for the attempt that they were written for, so a run that is resumed otherwise goes on from the file.
 """
 
 from __future__ import annotations
