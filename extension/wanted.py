@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from extension.injection.adapter_file import Adapter, AdapterFiles, Stamp
+from extension.injection.aesthetic import AestheticFiles, AestheticUse
 from extension.injection.embeddings import Embedding, EmbeddingStore
-from extension.injection.from_tags import network_use_of, use_of
+from extension.injection.from_tags import aesthetic_use_of, network_use_of, use_of
 from extension.injection.hypernetworks import NetworkFiles, NetworkUse
 from extension.injection.scales import Use
 from extension.listing import Listing
@@ -42,6 +43,7 @@ class Library:
         embeddings: what `<ti:…>` and plain names mean.
         masks: pictures for `mask=`, or None where there are none.
         hypernetworks: files for `<hypernet:…>`, or None where those tags are the host's own to act on.
+        aesthetics: files for `<aesthetic:…>`, or None where there are none.
         live: newest snapshot of a run in progress by its name, for `live=1`; an InputError says why there is none.
     """
 
@@ -51,12 +53,16 @@ class Library:
     masks: Listing | None = None
     hypernetworks: Listing | None = None
     networks: NetworkFiles = field(default_factory=NetworkFiles)
+    aesthetics: Listing | None = None
+    aesthetic_files: AestheticFiles = field(default_factory=AestheticFiles)
     live: Callable[[str], Path | None] | None = None
 
     def rescan(self) -> bool:
         """Looks for new, changed and removed files; True when anything is different."""
         changed = [self.adapters.rescan(), self.embeddings.rescan()]
-        changed += [listing.rescan() for listing in (self.masks, self.hypernetworks) if listing is not None]
+        changed += [
+            listing.rescan() for listing in (self.masks, self.hypernetworks, self.aesthetics) if listing is not None
+        ]
         return any(changed)
 
 
@@ -81,6 +87,7 @@ class Wanted:
         found: tags of adapters whose file is there, in order.
         embedding_tags: `<ti:…>` tags whose embedding is there.
         networks: tags of hypernetworks whose file is there.
+        aesthetics: tags of aesthetic gradients whose file is there, as their uses.
         others: tags that are the host's own to act on (hypernetworks, where the library has none), with their picture.
         missing: tags of adapters that name no listed file.
         reports: one sentence for everything that is wrong.
@@ -90,6 +97,7 @@ class Wanted:
     found: list[Found] = field(default_factory=list)
     embedding_tags: list[tuple[Active, Embedding]] = field(default_factory=list)
     networks: list[tuple[Active, Hypernetwork]] = field(default_factory=list)
+    aesthetics: list[AestheticUse] = field(default_factory=list)
     others: list[Active] = field(default_factory=list)
     missing: list[Active] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
@@ -118,7 +126,8 @@ class Wanted:
     @property
     def constant_text(self) -> bool:
         """Whether every tag asks for the same text-encoder weight from the first step to the last."""
-        return all(_constant_text(one.tag) for one in self.found)
+        tags = [active.tag for active in self.batch.active if active.tag.kind == "aesthetic"]
+        return all(_constant_text(tag) for tag in [one.tag for one in self.found] + tags)
 
     def uses(self, family: str) -> list[Use]:
         """The adapters' uses on a model of this family, for `Injection.begin`."""
@@ -144,6 +153,9 @@ class Wanted:
         """
         lines = [f"{one.active.picture}\0{one.tag!r}\0{one.tag.clean_span}\0{one.adapter.stamp}" for one in self.found]
         lines += [f"{active.picture}\0{active.tag!r}\0{item.stamp}" for active, item in self.embedding_tags]
+        named = [active for active in self.batch.active if active.tag.kind == "aesthetic"] if self.aesthetics else []
+        lines += [f"{active.picture}\0{active.tag!r}" for active in named]
+        lines += [f"{use.whom}\0{use.stamp}\0{use.embedding.projection is None}" for use in self.aesthetics]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if lines else ""
 
     def ti_hashes(self) -> dict[str, str]:
@@ -221,6 +233,8 @@ def _look_up(active: Active, library: Library, wanted: Wanted) -> None:
             wanted.embedding_tags.append((active, item))
         else:
             wanted.reports.append(_not_there(tag, "embedding", nearest(tag.name, library.embeddings.names())))
+    elif tag.kind == "aesthetic":
+        _look_up_aesthetic(active, library, wanted)
     elif library.hypernetworks is not None:
         _look_up_network(active, library, wanted)
     else:
@@ -243,6 +257,20 @@ def _look_up_network(active: Active, library: Library, wanted: Wanted) -> None:
         return
     try:
         wanted.networks.append((active, library.networks.get(path)))
+    except InputError as problem:
+        wanted.reports.append(f"{printable(active.tag.source_text)}: {without_folders(problem, [path])}")
+
+
+def _look_up_aesthetic(active: Active, library: Library, wanted: Wanted) -> None:
+    listing = library.aesthetics
+    path = listing.find(active.tag.name) if listing is not None else None
+    if path is None:
+        near = listing.nearest(active.tag.name) if listing is not None else None
+        wanted.reports.append(_not_there(active.tag, "aesthetic gradient", near))
+        return
+    try:
+        embedding, made = library.aesthetic_files.get(path, listing.folders)
+        wanted.aesthetics.append(aesthetic_use_of(active.tag, embedding, made, active.picture))
     except InputError as problem:
         wanted.reports.append(f"{printable(active.tag.source_text)}: {without_folders(problem, [path])}")
 

@@ -27,6 +27,10 @@ def make() -> A1111:
     return _HOSTS[0]
 
 
+_OLDER = "stable-diffusion-webui-aesthetic-gradients"
+"""The extension that first had aesthetic gradients; its files are found where it keeps them."""
+
+
 def _existing(*folders: Any) -> list[Path]:
     return list(dict.fromkeys(Path(folder) for folder in folders if folder))
 
@@ -113,6 +117,11 @@ class A1111:
             embeddings=_existing(options.embeddings_dir),
             masks=[data / "masks"],
             data=data,
+            hypernetworks=_existing(getattr(options, "hypernetwork_dir", None)),
+            aesthetics=[
+                Path(paths.models_path) / "aesthetic_embeddings",
+                *_existing(Path(paths.data_path) / "extensions" / _OLDER / "aesthetic_embeddings"),
+            ],
         )
 
     def raw_model(self) -> Any:

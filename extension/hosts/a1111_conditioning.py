@@ -99,7 +99,7 @@ class Encoder:
         sampling = self._pass
         return tuple(
             use.weight("text_encoder", step, sampling.steps, sampling.hires) if use.whom.includes(row) else 0.0
-            for use in self._generation.uses
+            for use in (*self._generation.uses, *self._generation.text_uses)
         )
 
     def _text(self, picture: int, negative: bool, step: float) -> str:
@@ -212,4 +212,4 @@ def _multicond(by_row: dict[Row, Any], rows: Sequence[Row], like: Any) -> Any:
 
 def everyone(generation: Generation) -> bool:
     """Whether every use acts on every row."""
-    return all(use.whom == EVERYONE for use in generation.uses)
+    return all(use.whom == EVERYONE for use in (*generation.uses, *generation.text_uses))

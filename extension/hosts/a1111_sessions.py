@@ -20,7 +20,9 @@ from extension.hosts.a1111_tags import carried, carried_now, wanted_from_items
 from extension.hosts.base import Host, LoadedModel
 from extension.hosts.merging import may_merge
 from extension.injection import Adapter, Generation, Injection
+from extension.injection.aesthetic import attachments_for
 from extension.injection.calls import UNetCalls
+from extension.injection.hypernetworks import NetworkAttachment
 from extension.masks import mask_of
 from extension.wanted import Library, Wanted, without_folders
 from trainers.errors import InputError
@@ -235,14 +237,20 @@ class Sessions:
         uses = [use for one, use in named if not _unknown(one.adapter, model.family)]
         injection = self.injection(model)
         try:
-            merged = may_merge(self.host.option("athanor_merged", ""), wanted.needs_rows, uses, model)
+            # A merged copy of a layer takes no part in an aesthetic gradient's steps.
+            apart = wanted.needs_rows or bool(wanted.aesthetics)
+            merged = may_merge(self.host.option("athanor_merged", ""), apart, uses, model)
             session.generation = injection.begin(p, uses, merged=merged)
         except InputError as problem:
             add_notes(p, [without_folders(problem, [one.adapter.path for one in wanted.found])])
             return
         session.generation.set_step(0, max(getattr(p, "steps", 1) or 1, 1), session.hires)
         notes = session.bundled.add([(one.tag.name.strip(), one.adapter) for one in wanted.found], model)
-        for attachment in self.attachments(session, model, self._masks(wanted, notes)):
+        more = attachments_for(model.parts, session.generation, wanted.aesthetics)
+        networks = wanted.network_uses()
+        if networks:
+            more.append(NetworkAttachment(model.parts["unet"], session.generation, networks))
+        for attachment in [*self.attachments(session, model, self._masks(wanted, notes)), *more]:
             attachment.attach()
             session.generation.attachments.append(attachment)
         add_lora_hashes(p, wanted.lora_hashes())

@@ -47,7 +47,8 @@ def _serve(app: Any, workshop: Workshop) -> None:
 
 def _workshop(host: Host, changed: Callable[[], None]) -> Workshop:
     folders = host.folders()
-    places = {"lora": folders.adapters, "textual_inversion": folders.embeddings}
+    places = {"lora": folders.adapters, "textual_inversion": folders.embeddings,
+              "hypernetwork": folders.hypernetworks, "aesthetic_gradient": folders.aesthetics}  # fmt: skip
 
     def results(method: str) -> Path | None:
         found = places.get(method)

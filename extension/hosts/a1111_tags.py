@@ -12,8 +12,13 @@ from extension.hosts.embedding_weights import weighted_text
 from extension.prompt import ADAPTER_KINDS, parse_prompt
 from extension.wanted import Library, Wanted, read_wanted
 
-KINDS = frozenset({"lora", "lyco", "ti"})
-"""What we read; `<hypernet:…>` and the tags of other extensions stay in the text for the host."""
+KINDS = frozenset({"lora", "lyco", "ti", "aesthetic"})
+"""What we read in every relative of this host; the tags of other extensions stay in the text for the host."""
+
+
+def kinds_for(library: Library) -> frozenset[str]:
+    """What we read: `<hypernet:…>` too, where the host does nothing about it any more."""
+    return KINDS if library.hypernetworks is None else KINDS | {"hypernet"}
 
 
 class Carried(extra_networks.ExtraNetworkParams):
@@ -63,7 +68,8 @@ def add_chosen_network(p: Any, library: Library) -> None:
 
 
 def _read(p: Any, prompts: list[str], negatives: list[str], hires: bool, library: Library, scope: str) -> Carried:
-    wanted = read_wanted(prompts, negatives, library, default_scope=scope, kinds=KINDS, protect_escapes=True)
+    kinds = kinds_for(library)
+    wanted = read_wanted(prompts, negatives, library, default_scope=scope, kinds=kinds, protect_escapes=True)
     total = (getattr(p, "hr_second_pass_steps", 0) if hires else 0) or p.steps
     prompts[:] = [weighted_text(parsed, library.embeddings, 0, total, hires) for parsed in wanted.batch.prompts]
     negatives[:] = [weighted_text(parsed, library.embeddings, 0, total, hires) for parsed in wanted.batch.negatives]

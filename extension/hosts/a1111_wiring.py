@@ -21,6 +21,7 @@ from extension.hosts.workshops import live_files_of
 from extension.injection.embeddings import EmbeddingStore
 from extension.listing import MASK_ENDINGS, Listing
 from extension.wanted import Library
+from trainers.formats.aesthetic import ENDINGS as AESTHETIC_ENDINGS
 
 
 class AthanorNetwork(extra_networks.ExtraNetwork):
@@ -42,6 +43,8 @@ class Plugin:
 
     sessions_class = Sessions
     builtin_class = BuiltIn
+    draws_hypernetworks = False
+    """Whether `<hypernet:…>` is ours to act on: AUTOMATIC1111 does it itself, its relatives no longer do."""
 
     def __init__(self, host: Any) -> None:
         folders = host.folders()
@@ -50,6 +53,8 @@ class Plugin:
             Listing(folders.adapters),
             EmbeddingStore(folders.embeddings),
             masks=Listing(folders.masks, MASK_ENDINGS),
+            hypernetworks=Listing(folders.hypernetworks, (".pt",)) if self.draws_hypernetworks else None,
+            aesthetics=Listing(folders.aesthetics, AESTHETIC_ENDINGS),
             live=live_files_of(host),
         )
         self.sessions = self.sessions_class(host, self.library)
@@ -75,7 +80,9 @@ class Plugin:
         a1111_infotext.forget_notes(p)
         if self.ownership.held:
             self.library.adapters.rescan()
-            self.library.masks.rescan()
+            for listing in (self.library.masks, self.library.hypernetworks, self.library.aesthetics):
+                if listing is not None:
+                    listing.rescan()
             self.read_embeddings(p, self.library.embeddings.rescan())
 
     def prepared(self, p: Any) -> None:

@@ -17,12 +17,15 @@ class Folders:
     Attributes:
         adapters, embeddings, masks: folders that are searched, the first one is written to.
         data: the host's data folder; runs are kept below it.
+        hypernetworks, aesthetics: as adapters; a CLIP model's folder may lie beside the aesthetic gradients.
     """
 
     adapters: Sequence[Path]
     embeddings: Sequence[Path]
     masks: Sequence[Path]
     data: Path
+    hypernetworks: Sequence[Path] = ()
+    aesthetics: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class ForgePlugin(a1111_wiring.Plugin):
 
     sessions_class = ForgeSessions
     builtin_class = ForgeBuiltIn
+    draws_hypernetworks = True
 
     def read_embeddings(self, p: Any, changed: bool) -> None:
         """Encoded prompts are forgotten; the stores are fed once the model is there."""

@@ -14,6 +14,7 @@ class ReForgePlugin(a1111_wiring.Plugin):
 
     sessions_class = PatcherSessions
     builtin_class = ForgeBuiltIn
+    draws_hypernetworks = True
 
 
 def wire(host: Any) -> type:

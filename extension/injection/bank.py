@@ -55,7 +55,9 @@ class Copies:
     def _cast(self, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         if name in self._exact:
             dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        return tensor.detach().to(device, dtype).contiguous()
+        with torch.inference_mode(False):  # gradients may flow through it (aesthetic gradients move text encoders)
+            made = tensor.detach().to(device, dtype).contiguous()
+            return made.clone() if made.is_inference() else made
 
     def nbytes(self, device: torch.device | None = None) -> int:
         """Bytes held on one device, or on all."""
@@ -150,7 +152,8 @@ class SiteMix:
 
     def prepared(self, weights: StepWeights, rows: int, device: torch.device) -> Prepared:
         """The coefficients for an input of `rows` rows; the same as before while nothing changes."""
-        key = (weights, rows if weights.rows else 0, device)
+        # Tensors made under inference mode cannot be used where a gradient is wanted.
+        key = (weights, rows if weights.rows else 0, device, torch.is_inference_mode_enabled())
         if self._key != key:
             self._prepared = self._prepare(weights, rows, device)
             self._key = key

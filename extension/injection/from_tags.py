@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from extension.injection.adapter_file import Adapter
+from extension.injection.adapter_file import Adapter, Stamp
+from extension.injection.aesthetic import AestheticUse
 from extension.injection.hypernetworks import NetworkUse
 from extension.injection.scales import Use, Whom
 from extension.prompt.blocks import BASE, Blocks, block_of
 from extension.prompt.tags import PART, PICTURE, Tag, constant_weights, effective
+from trainers.formats.aesthetic import Aesthetic
 from trainers.formats.hypernetworks import Hypernetwork
 from trainers.formats.sites import Site
 
@@ -65,3 +68,13 @@ def network_use_of(tag: Tag, network: Hypernetwork, picture: int = 0) -> Network
         return effective(tag, step, total, hires).unet
 
     return NetworkUse(network, weight, whom(tag, picture))
+
+
+def aesthetic_use_of(tag: Tag, embedding: Aesthetic, stamp: Stamp, picture: int = 0) -> AestheticUse:
+    """What a tag asks for, as a use of an aesthetic gradient: on the prompt it stands in, never on the other one."""
+
+    def weight(component: str, step: float, total: int, hires: bool) -> float:
+        return effective(tag, step, total, hires).te
+
+    mine = replace(whom(tag, picture), negative=tag.negative)
+    return AestheticUse(embedding, stamp, weight, mine, tag.steps, tag.lr, tag.slerp, tag.source_text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,6 +21,9 @@ from extension.injection.plan import Fit, Plan, make_plan
 from extension.injection.scales import Row, Use, step_weights
 from extension.injection.sites import text_model_root
 from extension.injection.weights import StepWeights
+
+if TYPE_CHECKING:
+    from extension.injection.aesthetic import AestheticUse
 
 
 def on_call_stack(owner: object) -> bool:
@@ -44,6 +48,7 @@ class Generation:
         self.uses = tuple(uses)
         self.plan = plan
         self.notes: list[str] = []
+        self.text_uses: tuple[AestheticUse, ...] = ()
         self.step, self.total, self.hires = 0.0, 1, False
         self.rows: dict[str, tuple[Row, ...] | None] = dict.fromkeys(components)
         known = {adapter.stamp: index for index, adapter in enumerate(plan.adapters)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .blocks import Blocks
 from .curves import ALWAYS, ONE, Curve, Edge, Window
 from .options import OPTION_NAMES
-from .tags import ADAPTER_KINDS, ALL, Tag
+from .tags import ADAPTER_KINDS, ALL, GRADIENT_LR, GRADIENT_STEPS, Tag
 
 
 def format_tag(tag: Tag) -> str:
@@ -25,6 +25,12 @@ def format_tag(tag: Tag) -> str:
         items.append(f"for={tag.scope}")
     if tag.region is not None:
         items.append(f"mask={tag.region.name}")
+    if tag.steps != GRADIENT_STEPS:
+        items.append(f"steps={tag.steps}")
+    if tag.lr != GRADIENT_LR:
+        items.append(f"lr={format_number(tag.lr)}")
+    if tag.slerp:
+        items.append("slerp=1")
     if tag.live:
         items.append("live=1")
     return f"<{tag.kind}:{':'.join(items)}>"

@@ -7,30 +7,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import values
+from .tags import ADAPTER_KINDS
+
+_AESTHETIC = frozenset({"aesthetic"})
 
 
 @dataclass(frozen=True)
 class Option:
-    """How an option's value is read, and whether it makes sense for adapters (lora, lyco) only."""
+    """How an option's value is read, and for which kinds of tags it means something (None: for all)."""
 
     read: Callable[[str], Any]
-    adapters_only: bool = False
+    kinds: frozenset[str] | None = None
 
 
 OPTIONS: dict[str, Option] = {
-    "te": Option(values.read_curve, adapters_only=True),
-    "unet": Option(values.read_curve, adapters_only=True),
-    "dyn": Option(values.read_rank, adapters_only=True),
+    "te": Option(values.read_curve, ADAPTER_KINDS),
+    "unet": Option(values.read_curve, ADAPTER_KINDS),
+    "dyn": Option(values.read_rank, ADAPTER_KINDS),
     "start": Option(values.read_edge),
     "stop": Option(values.read_edge),
     "step": Option(values.read_window),
-    "lbw": Option(values.read_blocks, adapters_only=True),
+    "lbw": Option(values.read_blocks, ADAPTER_KINDS),
     "hr": Option(values.read_curve),
-    "hrte": Option(values.read_curve, adapters_only=True),
-    "hrunet": Option(values.read_curve, adapters_only=True),
+    "hrte": Option(values.read_curve, ADAPTER_KINDS),
+    "hrunet": Option(values.read_curve, ADAPTER_KINDS),
     "for": Option(values.read_scope),
     "mask": Option(values.read_region),
-    "live": Option(values.read_flag, adapters_only=True),
+    "steps": Option(values.read_gradient_steps, _AESTHETIC),
+    "lr": Option(values.read_gradient_lr, _AESTHETIC),
+    "slerp": Option(values.read_flag, _AESTHETIC),
+    "live": Option(values.read_flag, ADAPTER_KINDS),
 }
 
 OPTION_NAMES = frozenset(OPTIONS)

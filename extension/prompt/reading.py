@@ -87,7 +87,8 @@ class _Reader:
         for name, item in zip(self._positions(), pieces.positional[1:], strict=False):
             values[name] = _read(name, item, named=False)
         for name, item in pieces.named.items():
-            if OPTIONS[name].adapters_only and self.kind not in ADAPTER_KINDS:
+            kinds = OPTIONS[name].kinds
+            if kinds is not None and self.kind not in kinds:
                 self._note(f'the option "{name}" does nothing for {self.kind} tags and is ignored', item)
             else:
                 values[name] = _read(name, item, named=True)
@@ -149,6 +150,7 @@ def _fields(values: dict[str, Any], kind: str, negative: bool, default_scope: st
         "scope": PICTURE if negative and scope == PART else scope,
         "region": values.get("mask"),
         "live": values.get("live", False),
+        **{name: values[name] for name in ("steps", "lr", "slerp") if name in values},
     }
 
 

@@ -10,11 +10,14 @@ from .blocks import Blocks
 from .curves import ALWAYS, ONE, Curve, Window
 from .regions import Region
 
-KINDS = frozenset({"lora", "lyco", "ti", "hypernet"})
+KINDS = frozenset({"lora", "lyco", "ti", "hypernet", "aesthetic"})
 """Kinds of tags this grammar reads; everything else in angle brackets is text."""
 
 ADAPTER_KINDS = frozenset({"lora", "lyco"})
 """Two spellings of the same thing: a file of adapter layers."""
+
+GRADIENT_STEPS, GRADIENT_LR = 5, 1e-4
+"""What an aesthetic gradient takes where its tag does not say."""
 
 ALL, PICTURE, PART = "all", "picture", "part"
 SCOPES = (ALL, PICTURE, PART)
@@ -43,7 +46,7 @@ class Tag:
     """One tag of a prompt.
 
     Attributes:
-        kind: "lora", "lyco", "ti" or "hypernet".
+        kind: "lora", "lyco", "ti", "hypernet" or "aesthetic".
         name: as it was typed, spaces included; resolve it with `names.resolve`.
         te, unet: weight curves; equal for embeddings and hypernetworks.
         dyn: how many ranks to use, None for all.
@@ -54,6 +57,7 @@ class Tag:
             or "part" (the rows of its own AND part).
         negative: it stood in the negative prompt and acts on negative rows only.
         region: where in the picture, None for everywhere.
+        steps, lr, slerp: how an aesthetic gradient moves its copy of the text encoder, and how that is blended in.
         live: take the newest snapshot of a run in progress.
         part: index of the AND part it stood in.
         span, clean_span: its place in the text that was parsed, and in the clean text (empty where it was taken out).
@@ -73,6 +77,9 @@ class Tag:
     scope: str = ALL
     negative: bool = False
     region: Region | None = None
+    steps: int = GRADIENT_STEPS
+    lr: float = GRADIENT_LR
+    slerp: bool = False
     live: bool = False
     part: int = 0
     span: tuple[int, int] = field(default=(0, 0), compare=False)

@@ -21,6 +21,7 @@ MAX_WEIGHT = 10_000.0
 """A larger factor is infinite in half precision."""
 MAX_STEP = 1_000_000
 MAX_POINTS = 200
+MAX_GRADIENT_STEPS = 200
 
 
 def read_number(text: str) -> float:
@@ -145,6 +146,23 @@ def read_flag(text: str) -> bool:
     if text.strip() not in ("0", "1"):
         raise UnreadableValue(f'"{printable(text)}" is neither 1 nor 0')
     return text.strip() == "1"
+
+
+def read_gradient_steps(text: str) -> int:
+    """`steps=`: gradient steps on a copy of the text encoder; 0 leaves it as it is."""
+    text = text.strip()
+    steps = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else -1
+    if not 0 <= steps <= MAX_GRADIENT_STEPS:
+        raise UnreadableValue(f'"{printable(text, 20)}" is not a whole number from 0 to {MAX_GRADIENT_STEPS}')
+    return steps
+
+
+def read_gradient_lr(text: str) -> float:
+    """`lr=`: the learning rate of those steps."""
+    rate = read_number(text)
+    if not 0 <= rate <= 1:
+        raise UnreadableValue(f'"{printable(text, 20)}" is not a rate from 0 to 1')
+    return rate
 
 
 def read_region(text: str) -> Region:

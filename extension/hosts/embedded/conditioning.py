@@ -142,7 +142,7 @@ class Conditioner:
             for use in generation.uses
             if use.whom.includes(row)
             for name in names
-        )
+        ) + tuple(use.key(*moment) for use in generation.text_uses if use.whom.includes(row))
 
     @torch.no_grad()
     def _encode(self, wanted: Text, generation: Generation | None) -> Cond:

@@ -19,6 +19,7 @@ from extension.hosts.embedded.samplers import find_sampler, find_schedule, make_
 from extension.hosts.embedded.sampling import Kept, Moment, Pass, first_latents, run_pass
 from extension.hosts.embedded.tags import Meaning, read_batch
 from extension.injection import Generation
+from extension.injection.aesthetic import attachments_for
 from extension.injection.hypernetworks import NetworkAttachment
 from extension.wanted import Library
 from trainers.errors import InputError
@@ -121,16 +122,20 @@ class Batch:
 
     def _begin(self, meaning: Meaning) -> Generation:
         self.model.conditioner.prepare(meaning.embeddings, self.request.clip_skip)
+        # A merged copy of a layer takes no part in an aesthetic gradient's steps.
+        merged = self.model.device.type != "cpu" and not meaning.wanted.aesthetics
         try:
-            generation = self.model.injection.begin(self, meaning.uses, merged=self.model.device.type != "cpu")
+            generation = self.model.injection.begin(self, meaning.uses, merged=merged)
         except InputError as problem:
             self.reports += problem.problems
             generation = self.model.injection.begin(self, [])
+        more = attachments_for(self.model.parts, generation, meaning.wanted.aesthetics)
         uses = meaning.wanted.network_uses()
         if uses:
-            networks = NetworkAttachment(self.model.base.unet, generation, uses)
-            networks.attach()
-            generation.attachments.append(networks)  # so that it comes and goes with the generation
+            more.append(NetworkAttachment(self.model.base.unet, generation, uses))
+        for attachment in more:
+            attachment.attach()
+            generation.attachments.append(attachment)  # so that it comes and goes with the generation
         return generation
 
     def _pass(self, generation: Generation, meaning: Meaning, noise: PictureNoise, **more: object) -> Pass:

@@ -19,6 +19,7 @@ from extension.injection.embeddings import EmbeddingStore
 from extension.listing import MASK_ENDINGS, Listing
 from extension.wanted import Library
 from trainers.errors import InputError
+from trainers.formats.aesthetic import ENDINGS as AESTHETIC_ENDINGS
 from trainers.formats.safetensors_io import read_header
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,7 +66,8 @@ class Places:
     """The data folder.
 
     Attributes:
-        data: `models/Stable-diffusion`, `models/Lora`, `models/hypernetworks`, `embeddings`, `masks`, `outputs` and the
+        data: `models/Stable-diffusion`, `models/Lora`, `models/hypernetworks`,
+            `models/aesthetic_embeddings`, `embeddings`, `masks`, `outputs` and the
             settings lie in it.
     """
 
@@ -88,6 +90,10 @@ class Places:
         return self.data / "models" / "hypernetworks"
 
     @property
+    def aesthetics(self) -> Path:
+        return self.data / "models" / "aesthetic_embeddings"
+
+    @property
     def masks(self) -> Path:
         return self.data / "masks"
 
@@ -105,7 +111,15 @@ class Places:
 
         Raises InputError where that cannot be done.
         """
-        for folder in (self.models, self.adapters, self.hypernetworks, self.embeddings, self.masks, self.outputs):
+        for folder in (
+            self.models,
+            self.adapters,
+            self.hypernetworks,
+            self.aesthetics,
+            self.embeddings,
+            self.masks,
+            self.outputs,
+        ):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -113,7 +127,10 @@ class Places:
 
     def folders(self) -> Folders:
         """As the rest of the extension asks for them."""
-        return Folders([self.adapters, *self.runs], [self.embeddings], [self.masks], self.data)
+        return Folders(
+            [self.adapters, *self.runs], [self.embeddings], [self.masks], self.data, [self.hypernetworks],
+            [self.aesthetics],
+        )  # fmt: skip
 
     def library(self) -> Library:
         """Where names in prompts lead, not yet scanned."""
@@ -122,6 +139,7 @@ class Places:
             embeddings=EmbeddingStore([self.embeddings]),
             masks=Listing([self.masks], MASK_ENDINGS),
             hypernetworks=Listing([self.hypernetworks], (".pt",)),
+            aesthetics=Listing([self.aesthetics], AESTHETIC_ENDINGS),
         )
 
     def bases(self, chosen: Path) -> list[Path]:

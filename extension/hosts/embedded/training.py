@@ -21,7 +21,12 @@ def add_training(app: FastAPI, studio: Studio) -> Workshop:
 
     def results(method: str) -> Path | None:
         # Adapters are found in the runs themselves.
-        return studio.places.embeddings if method == "textual_inversion" else None
+        places = studio.places
+        return {
+            "textual_inversion": places.embeddings,
+            "hypernetwork": places.hypernetworks,
+            "aesthetic_gradient": places.aesthetics,
+        }.get(method)
 
     host = EmbeddedHost(studio)
     studio.library.live = live_files_of(host)
