@@ -87,6 +87,7 @@ def run_ours(work: Path, text: bool, precision: str, steps: int, threads: int) -
             "steps": steps, "rank": RANK, "resolution": SIDE, "bucket_min": SIDE, "precision": precision,
             "base_dtype": precision, "gradient_checkpointing": "off", "train_text_encoder": str(text).lower(),
             "state_every": 1000000, "device": "cpu", "threads": threads, "cache_dir": work / "cache",
+            "override_checks": "amount|quality|captions",
         }  # fmt: skip
         words = [sys.executable, "-m", "trainers", "lora", "--base", work / "model", "--data", work / "pictures"]
         words += ["--name", "bench", "--run", run, "--set", *(f"{name}={value}" for name, value in options.items())]

@@ -84,3 +84,18 @@ def map_of(body: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{name}: must hold names and values.")
     return value
+
+
+def list_of(body: dict[str, Any], name: str, most: int) -> list[dict[str, Any]]:
+    """Objects out of a request's body; a plain text among them stands for `{"file": text}`.
+
+    Raises:
+        InputError: it is something else, or too long.
+    """
+    value = body.get(name, [])
+    if not isinstance(value, list) or len(value) > most:
+        raise InputError(f"{name}: must be a list of at most {most}.")
+    made = [{"file": each} if isinstance(each, str) else each for each in value]
+    if not all(isinstance(each, dict) for each in made):
+        raise InputError(f"{name}: must hold names and values.")
+    return made

@@ -70,6 +70,26 @@ class Workshop:
         every: Iterable[Path] = [self.pictures, self.jobs.runs, *self.adapters(), *self.folders(), *map(Path, added)]
         return list(dict.fromkeys(path.resolve() for path in every))
 
+    def picture_roots(self) -> list[Path]:
+        """The folders in which a person looks for pictures: without the runs and the trained files."""
+        added = (read_json(self._added_file) or {}).get("folders", [])
+        every: Iterable[Path] = [self.pictures, *self.folders(), *map(Path, added)]
+        return [path for path in dict.fromkeys(path.resolve() for path in every) if path.is_dir()]
+
+    def usual_resolution(self) -> int:
+        """The side that the loaded base draws at."""
+        bases = self.bases()
+        first = bases[0] if bases else None
+        return (first.side or (1024 if first.family == "sdxl" else 512)) if first else 512
+
+    def allows(self, path: Path) -> bool:
+        """Whether a file lies in a folder that may be used, with every link followed."""
+        try:
+            found = path.resolve()
+        except (OSError, RuntimeError):
+            return False
+        return any(root in found.parents for root in self.roots())
+
     def add_folder(self, path: str) -> Path:
         """Lets the page use a folder from now on; only ever called for a person at this machine.
 

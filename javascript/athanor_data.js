@@ -1,34 +1,93 @@
-// Data: a folder's pictures with their captions, what may be wrong with them, and its tags.
+// Data: a folder's pictures with their captions, what may be wrong with them, and changing many captions at once.
+// The grid is in athanor_data_grid.js, the tags and their tools in athanor_data_tags.js.
 "use strict";
 (function () {
   const athanor = (window.athanor = window.athanor || {});
   athanor.screens = athanor.screens || {};
-  const TROUBLES = { broken: "cannot be read", tiny: "very small", duplicate: "a copy", caption: "no caption" };
-  let h, parts, view = null, undo = null;
+  const data = (athanor.data = athanor.data || {});
+  const KINDS = {
+    broken: "Cannot be read", caption: "No caption", copy: "Copies", alike: "Nearly the same", small: "Too small", soft: "Soft",
+  };
+  const t = (text, ...values) => athanor.t(text, ...values);
+  let h, parts, me = { local: false, roots: [] };
+
+  // What is shown: the folder as the server told it, which pictures are selected, and which are wanted.
+  const state = (data.state = { view: null, byFile: new Map(), selected: new Set(), kind: "", bucket: "", tags: new Set(), text: "" });
+
+  data.pictures = (number) => (number === 1 ? t("1 picture") : t("{0} pictures", number));
+
+  /** The pictures that pass every filter, in their order. */
+  data.shownPictures = function () {
+    const words = state.text.trim().toLowerCase();
+    return state.view.pictures.filter((picture) =>
+      (!state.kind || picture.kinds.has(state.kind)) &&
+      (!state.bucket || data.bucketOf(picture) === state.bucket) &&
+      [...state.tags].every((tag) => data.tagsOf(picture.caption).some((each) => each.toLowerCase() === tag)) &&
+      (!words || `${picture.file} ${picture.caption || ""}`.toLowerCase().includes(words)));
+  };
+
+  /** What a change is applied to: the selected pictures, or all that are shown where none is selected. */
+  data.targets = function () {
+    const shown = data.shownPictures().filter((picture) => !picture.kinds.has("broken"));
+    const chosen = shown.filter((picture) => state.selected.has(picture.file));
+    return state.selected.size ? chosen : shown;
+  };
+
+  data.bucketOf = (picture) => (picture.bucket ? `${picture.bucket[0]} × ${picture.bucket[1]}` : "");
+
+  // ---- the frame
 
   function build(panel) {
     h = athanor.h;
-    parts = {
-      folder: h("input", { type: "text", placeholder: "Full path of a folder", list: "athanor-data-folders", "aria-label": "Folder with pictures",
+    parts = data.parts = {
+      folder: h("input", { type: "text", placeholder: t("Full path of a folder with pictures"), list: "athanor-data-folders", "aria-label": t("Folder with pictures"),
         onkeydown: (event) => { if (event.key === "Enter") open(); } }),
-      folders: h("datalist", { id: "athanor-data-folders" }), said: h("div", { "aria-live": "polite" }), tags: h("div", { class: "athanor-tags" }),
-      grid: h("div", { class: "athanor-pictures" }), open: h("button", { type: "button", onclick: open }, "Show"),
-      use: h("button", { type: "button", class: "athanor-primary", disabled: true, onclick: () => athanor.useFolder(view.folder) }, "Train on these"),
-      undo: h("button", { type: "button", disabled: true, onclick: undoLast }, "Undo last caption"),
+      folders: h("datalist", { id: "athanor-data-folders" }), choices: h("div", { class: "athanor-folders" }),
+      open: h("button", { type: "button", onclick: () => open() }, t("Show")),
+      said: h("div", { "aria-live": "polite" }), head: h("div"), chips: h("div", { class: "athanor-chips", role: "group", "aria-label": t("Show only") }),
+      offer: h("div"), tools: h("div", { class: "athanor-tools" }), grid: h("div", { class: "athanor-pictures" }), end: h("div", { class: "athanor-end" }),
+      side: h("div", { class: "athanor-tagside" }),
     };
-    athanor.fill(panel, h("div", { class: "athanor-row" }, parts.folder, parts.folders, parts.open, parts.undo, parts.use), parts.said, parts.tags, parts.grid);
-    athanor.fill(parts.said, h("p", { class: "athanor-quiet" }, "Choose a folder to see its pictures and captions side by side."));
-    athanor.api("me").then((me) => athanor.fill(parts.folders, me.roots.map((root) => h("option", { value: root })))).catch(() => {});
+    parts.body = h("div", { class: "athanor-dataset", hidden: true }, h("div", {}, parts.tools, parts.grid, parts.end), parts.side);
+    athanor.fill(panel,
+      h("div", { class: "athanor-row" }, parts.folder, parts.folders, parts.open), parts.choices, dropPlace(),
+      parts.said, parts.head, parts.chips, parts.offer, parts.body);
+    data.watchEnd(parts.end);
+    athanor.api("me").then((answer) => { me = answer; }).catch(() => {});
+    listFolders();
   }
 
-  async function open() {
+  async function listFolders() {
+    try {
+      const { folders } = await athanor.api("data/folders");
+      athanor.fill(parts.folders, folders.map((each) => h("option", { value: each.path })));
+      athanor.fill(parts.choices, folders.slice(0, 24).map((each) =>
+        h("button", { type: "button", class: "athanor-chip", title: each.path, onclick: () => open(each.path) },
+          each.name, h("small", {}, ` ${each.pictures}`))));
+    } catch (error) {
+      athanor.fill(parts.choices);
+    }
+  }
+
+  function shown() {
+    const last = localStorage.getItem("athanor-data-folder");
+    if (!state.view && last && !parts.folder.value) open(last, true);
+  }
+
+  // ---- opening
+
+  async function open(folder, quietly) {
+    const wanted = (folder || parts.folder.value).trim();
+    if (!wanted) return;
+    parts.folder.value = wanted;
     await athanor.busy(parts.open, async () => {
       try {
-        view = await athanor.api(`data?${new URLSearchParams({ folder: parts.folder.value.trim() })}`);
-        draw();
+        await read(wanted);
       } catch (error) {
-        athanor.fill(parts.said, athanor.problems(error.problems), error.problems[0].includes("may use")
-          ? h("button", { type: "button", onclick: add }, "Let this page use the folder") : "");
+        if (quietly) { localStorage.removeItem("athanor-data-folder"); parts.folder.value = ""; return; }
+        const refused = (error.problems || [""])[0].includes("may use");
+        athanor.fill(parts.said, athanor.problems(error.problems || [String(error)]), refused && me.local
+          ? h("div", { class: "athanor-buttons" }, h("button", { type: "button", class: "athanor-primary", onclick: add }, t("Let this page use the folder"))) : "");
       }
     });
   }
@@ -37,47 +96,239 @@
     await athanor.busy(event.currentTarget, async () => {
       await athanor.api("data/folders", { path: parts.folder.value.trim() });
       await open();
+      listFolders();
     });
   }
 
-  function draw() {
-    parts.use.disabled = !view.pictures.length;
-    const counts = {};
-    for (const card of view.pictures) for (const problem of card.problems) counts[problem] = (counts[problem] || 0) + 1;
-    const found = Object.entries(counts).map(([problem, count]) => `${count} ${TROUBLES[problem]}`);
-    const captioned = view.pictures.filter((card) => card.caption).length;
-    athanor.fill(parts.said, h("p", {}, `${athanor.count(view.pictures.length, "picture")}, ${captioned} with captions` + (found.length ? "; " + found.join(", ") : "; nothing wrong found") + "."),
-      view.left_out ? h("p", { class: "athanor-quiet" }, `${view.left_out} further pictures are not shown.`) : "");
-    athanor.fill(parts.tags, view.tags.slice(0, 40).map(([tag, count]) => h("span", {}, tag, h("small", {}, ` ${count}`))));
-    athanor.fill(parts.grid, view.pictures.map(card));
+  /** Reads a folder anew; keeps selection and filters where it is the one that is shown. */
+  async function read(folder) {
+    const query = new URLSearchParams({ folder });
+    const resolution = state.resolution || (athanor.trainResolution ? athanor.trainResolution() : 0);
+    if (resolution) query.set("resolution", resolution);
+    const view = await athanor.api(`data?${query}`);
+    const same = state.view && state.view.folder === view.folder;
+    view.pictures.forEach((picture) => { picture.kinds = new Set(picture.problems); });
+    state.view = view;
+    state.byFile = new Map(view.pictures.map((picture) => [picture.file, picture]));
+    if (!same) Object.assign(state, { selected: new Set(), kind: "", bucket: "", tags: new Set(), text: "" });
+    for (const file of [...state.selected]) if (!state.byFile.has(file)) state.selected.delete(file);
+    state.looked = null;
+    localStorage.setItem("athanor-data-folder", view.folder);
+    parts.folder.value = view.folder;
+    athanor.fill(parts.said);
+    parts.body.hidden = !view.pictures.length;
+    data.buildTools();
+    data.changed();
+    lookCloser(view);
   }
+  data.reload = () => read(state.view.folder);
 
-  function card(picture) {
-    const text = h("textarea", { rows: 4, value: picture.caption || "", placeholder: "What can be seen in it", "aria-label": `Caption of ${picture.file}`,
-      onchange: () => save(picture, text, state) });
-    const state = h("small", { class: "athanor-quiet" }, picture.width ? `${picture.width} × ${picture.height}` : "");
-    const address = `data/thumbnail?${new URLSearchParams({ folder: view.folder, file: picture.file })}`;
-    const broken = picture.problems.includes("broken");
-    return h("figure", {}, broken ? h("div", { class: "athanor-broken" }, "cannot be read") : h("img", { src: athanor.url(address), alt: picture.caption || picture.file, loading: "lazy" }),
-      h("figcaption", {}, h("b", { title: picture.file }, picture.file), picture.problems.map((problem) => h("em", {}, TROUBLES[problem] + (picture.same_as ? ` of ${picture.same_as}` : ""))), broken ? "" : text, state));
-  }
-
-  async function save(picture, text, state) {
+  /** Copies, damage and softness need every pixel: asked for piece by piece. */
+  async function lookCloser(view) {
+    let next = 0;
     try {
-      const done = await athanor.api("data/caption", { folder: view.folder, file: picture.file, text: text.value });
-      undo = { file: picture.file, text: done.former || "" };
-      parts.undo.disabled = false;
-      state.textContent = "saved";
+      while (next !== null) {
+        const found = await athanor.api(`data/closer?${new URLSearchParams({ folder: view.folder, start: next })}`);
+        if (state.view !== view) return;
+        next = found.next;
+        state.looked = { done: next === null ? found.total : next, total: found.total, ready: next === null };
+        if (next === null) takeProblems(found.problems);
+        drawHead();
+      }
     } catch (error) {
-      athanor.say(...error.problems);
+      if (state.view === view) athanor.say(...(error.problems || [String(error)]));
     }
   }
 
-  async function undoLast() {
-    await athanor.busy(parts.undo, () => athanor.api("data/caption", { folder: view.folder, ...undo }));
-    parts.undo.disabled = true;
-    await open();
+  function takeProblems(problems) {
+    for (const [file, found] of Object.entries(problems)) {
+      const picture = state.byFile.get(file);
+      if (!picture) continue;
+      for (const each of found) {
+        picture.kinds.add(each.kind);
+        if (each.of) picture.of = each.of;
+        if (each.why) picture.why = each.why;
+      }
+    }
+    data.changed();
   }
 
-  athanor.screens.data = { build };
+  // ---- drawing
+
+  /** After anything changed: counts, chips, tags and the grid. `grid` false leaves the cards as they are. */
+  data.changed = function (grid = true) {
+    drawHead();
+    drawChips();
+    drawOffer();
+    data.drawTags();
+    data.drawTargets();
+    if (grid) data.drawGrid();
+  };
+
+  function drawHead() {
+    const view = state.view, captioned = view.pictures.filter((picture) => picture.caption).length;
+    const looking = state.looked && !state.looked.ready ? t("looking closer: {0} of {1} …", state.looked.done, state.looked.total) : "";
+    const troubled = view.pictures.filter((picture) => picture.kinds.size).length;
+    const judged = looking || (!state.looked ? t("looking closer …") : troubled ? t("{0} to look at", troubled) : t("nothing wrong found"));
+    const resolution = h("input", { type: "number", class: "athanor-number", min: 64, max: 4096, step: 64, value: view.resolution, "aria-label": t("Resolution that pictures are cut for"),
+      onchange: (event) => { state.resolution = Number(event.target.value) || null; athanor.busy(event.target, data.reload); } });
+    athanor.fill(parts.head, h("div", { class: "athanor-datahead" },
+      h("div", {}, h("h3", {}, view.folder.split(/[\\/]/).filter(Boolean).slice(-2).join(" / ")),
+        h("p", { class: "athanor-quiet" }, `${data.pictures(view.pictures.length)} · ${t("{0} with captions", captioned)} · ${judged}`),
+        view.notes.map((note) => h("p", { class: "athanor-quiet" }, note)),
+        view.left_out ? h("p", { class: "athanor-quiet" }, t("{0} further pictures are not shown.", view.left_out)) : ""),
+      h("label", { class: "athanor-inline" }, t("cut for"), resolution, "px"),
+      view.undo ? h("button", { type: "button", onclick: (event) => undo(event.currentTarget), title: view.undo }, t("Undo: {0}", view.undo)) : "",
+      h("button", { type: "button", class: "athanor-primary", disabled: !view.pictures.length, onclick: () => athanor.useFolder(view.folder, data.trigger()) }, t("Train on these"))));
+  }
+
+  function chip(text, number, pressed, press, kind) {
+    return h("button", { type: "button", class: `athanor-chip ${kind || ""}`, "aria-pressed": String(pressed), onclick: press }, text, h("small", {}, ` ${number}`));
+  }
+
+  function drawChips() {
+    const all = state.view.pictures, only = (changes) => { Object.assign(state, { kind: "", bucket: "" }, changes); data.changed(); };
+    const buckets = new Map();
+    for (const picture of all) if (picture.bucket) buckets.set(data.bucketOf(picture), (buckets.get(data.bucketOf(picture)) || 0) + 1);
+    const kinds = Object.keys(KINDS).map((kind) => [kind, all.filter((picture) => picture.kinds.has(kind)).length]).filter(([, number]) => number);
+    athanor.fill(parts.chips,
+      chip(t("All"), all.length, !state.kind && !state.bucket, () => only({})),
+      kinds.map(([kind, number]) => chip(t(KINDS[kind]), number, state.kind === kind, () => only(state.kind === kind ? {} : { kind }), "athanor-trouble")),
+      buckets.size ? h("span", { class: "athanor-quiet athanor-between" }, t("Buckets:")) : "",
+      [...buckets].sort((one, other) => other[1] - one[1]).map(([bucket, number]) =>
+        chip(bucket, number, state.bucket === bucket, () => only(state.bucket === bucket ? {} : { bucket }))));
+  }
+
+  // ---- captions for a folder without any
+
+  const SENTENCES = { person: "photo of {0} {1}", "anime-character": "{0}, {1}", style: "a picture in {0} style", object: "photo of {0} {1}" };
+  const PURPOSES = { person: "A person", "anime-character": "A drawn character", style: "A style", object: "A thing" };
+
+  function drawOffer() {
+    const usable = state.view.pictures.filter((picture) => !picture.kinds.has("broken"));
+    if (!usable.length || usable.some((picture) => picture.caption)) { athanor.fill(parts.offer); parts.offered = ""; return; }
+    if (parts.offered === state.view.folder) return; // keep what was typed
+    parts.offered = state.view.folder;
+    const purpose = h("select", { "aria-label": t("What they show"), onchange: show }, Object.entries(PURPOSES).map(([value, label]) => h("option", { value }, t(label))));
+    const trigger = h("input", { type: "text", value: data.trigger(), placeholder: t("trigger word"), "aria-label": t("Trigger word"), oninput: show });
+    const kind = h("input", { type: "text", placeholder: t("kind, such as woman, dog or toy"), "aria-label": t("Kind of thing"), oninput: show });
+    const sentence = () => SENTENCES[purpose.value].replace("{0}", trigger.value.trim()).replace("{1}", kind.value.trim()).replace(/\s+/g, " ").replace(/,\s*$/, "").trim();
+    const write = h("button", { type: "button", class: "athanor-primary", onclick: () => {
+      data.parts.trigger.value = trigger.value;
+      data.write(write, t("first captions"), usable.map((picture) => [picture, sentence()]));
+    } });
+    function show() {
+      write.disabled = !trigger.value.trim();
+      write.textContent = trigger.value.trim() ? t("Write “{0}” for {1}", sentence(), data.pictures(usable.length)) : t("Write captions");
+    }
+    athanor.fill(parts.offer, h("div", { class: "athanor-box athanor-offer" },
+      h("p", {}, t("None of these pictures has a caption. A short one is better than none: the trigger word and what kind of thing it is.")),
+      h("div", { class: "athanor-row" }, purpose, trigger, kind, write)));
+    show();
+  }
+
+  // ---- changing
+
+  /** Writes captions: [[picture, text], …]; the ones that stay as they are, are left out. */
+  data.write = async function (button, label, pairs) {
+    const edits = pairs.filter(([picture, text]) => text !== (picture.caption || ""))
+      .map(([picture, text]) => ({ file: picture.file, text, was: picture.caption }));
+    if (!edits.length) { athanor.say(t("Nothing to change.")); return; }
+    await athanor.busy(button, async () => {
+      const done = await athanor.api("data/captions", { folder: state.view.folder, label, edits });
+      for (const edit of edits) data.took(state.byFile.get(edit.file), edit.text);
+      state.view.undo = done.undo;
+      data.changed();
+      athanor.say(done.saved === 1 ? t("1 caption written.") : t("{0} captions written.", done.saved));
+    });
+  };
+
+  /** The page's own memory of a caption that was written. */
+  data.took = function (picture, text) {
+    picture.caption = text.trim().replace(/\s+/g, " ");
+    const some = state.view.pictures.some((each) => each.caption);
+    for (const each of state.view.pictures) each.kinds[some && !each.caption ? "add" : "delete"]("caption");
+  };
+
+  data.setAside = async function (button) {
+    const files = [...state.selected];
+    await athanor.busy(button, async () => {
+      await athanor.api("data/aside", { folder: state.view.folder, files, label: t("{0} set aside", data.pictures(files.length)) });
+      await data.reload();
+      athanor.say(t("{0} moved into the hidden folder .set-aside; “Undo” brings them back.", data.pictures(files.length)));
+    });
+  };
+
+  async function undo(button) {
+    await athanor.busy(button, async () => {
+      const done = await athanor.api("data/undo", { folder: state.view.folder });
+      await data.reload();
+      athanor.say(t("Undone: {0}", done.label), ...(done.kept.length ? [t("Changed since, and left as it is: {0}", done.kept.slice(0, 4).join(", "))] : []));
+    });
+  }
+
+  // ---- dropping
+
+  function dropPlace() {
+    const input = h("input", { type: "file", multiple: true, accept: "image/*,.txt,.caption", class: "athanor-file", "aria-label": t("Choose pictures"), onchange: () => { upload([...input.files]); } });
+    parts.into = h("input", { type: "text", placeholder: t("my pictures"), "aria-label": t("Name of the folder that dropped pictures are copied into") });
+    parts.dropSaid = h("span", {}, t("Drop pictures here, or a folder of them with captions, or click to choose. They are copied."));
+    const place = h("label", { class: "athanor-drop" }, input, parts.dropSaid);
+    place.addEventListener("dragover", (event) => { event.preventDefault(); place.classList.add("athanor-over"); });
+    place.addEventListener("dragleave", () => place.classList.remove("athanor-over"));
+    place.addEventListener("drop", async (event) => {
+      event.preventDefault();
+      place.classList.remove("athanor-over");
+      const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+      const folder = entries.find((entry) => entry.isDirectory);
+      const files = entries.length ? (await Promise.all(entries.map(filesOf))).flat() : [...event.dataTransfer.files];
+      upload(files, folder && folder.name);
+    });
+    return h("div", { class: "athanor-dropping" }, place, h("label", { class: "athanor-inline" }, t("into the folder"), parts.into));
+  }
+
+  async function filesOf(entry) {
+    if (entry.isFile) return [await new Promise((take, refuse) => entry.file(take, refuse))];
+    const reader = entry.createReader(), found = [];
+    for (;;) { // a reader gives at most a hundred at a time
+      const some = await new Promise((take, refuse) => reader.readEntries(take, refuse));
+      if (!some.length) break;
+      found.push(...some);
+    }
+    return (await Promise.all(found.filter((each) => !each.name.startsWith(".")).map(filesOf))).flat();
+  }
+
+  /** Copies files into a folder of their own, three at a time; pictures before captions, so that names stay together. */
+  async function upload(files, folder) {
+    const ours = state.view && state.view.ours ? state.view.folder.split(/[\\/]/).filter(Boolean).pop() : "";
+    const into = parts.into.value.trim() || folder || ours || t("my pictures");
+    const wanted = files.filter((file) => /^image\//.test(file.type) || /\.(txt|caption|png|jpe?g|webp|bmp|gif|tiff?|avif|jfif)$/i.test(file.name));
+    const queue = [...wanted].sort((one, other) => /\.(txt|caption)$/i.test(one.name) - /\.(txt|caption)$/i.test(other.name));
+    const refused = [];
+    let done = 0, last = "";
+    const said = parts.dropSaid.textContent;
+    async function work() {
+      while (queue.length) {
+        const file = queue.shift();
+        try {
+          last = (await athanor.api(`data/upload?${new URLSearchParams({ folder: into, name: file.name })}`, file, true)).folder;
+        } catch (error) {
+          refused.push(...(error.problems || [String(error)]));
+        }
+        parts.dropSaid.textContent = t("Copying {0} of {1} …", ++done, wanted.length);
+      }
+    }
+    await Promise.all([work(), work(), work()]);
+    parts.dropSaid.textContent = said;
+    if (last) {
+      await open(last);
+      listFolders();
+    }
+    if (!wanted.length) refused.push(t("No picture was among what was dropped."));
+    athanor.fill(parts.said, athanor.problems(refused.slice(0, 8)), refused.length > 8 ? h("p", {}, t("and {0} more", refused.length - 8)) : "");
+  }
+  data.upload = upload;
+
+  athanor.screens.data = { build, shown };
+  athanor.openFolder = (folder) => { athanor.show("data"); open(folder); };
 })();

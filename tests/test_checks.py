@@ -133,7 +133,7 @@ def same_tag(folder):
         (three_left, {"steps": 500}, "amount", "stop", 0),
         (small, {}, "quality", "stop", 1),
         (blurred, {}, "quality", "warn", 1),
-        (one_long, {}, "buckets", "warn", 1),
+        (one_long, {"batch_size": 4, "steps": 750}, "buckets", "warn", 1),
         (too_long, {"buckets": False}, "buckets", "warn", 1),
         (no_repeats, {}, "buckets", "stop", 1),
         (same_background, {}, "sameness", "warn", 12),

@@ -6,9 +6,9 @@ import pytest
 from data_helpers import job_for, put
 
 from trainers.data.captions import caption_for, has_trigger, is_dropped, plain_caption, tag_frequency, variant_texts
-from trainers.data.encodings import UnreadableText, decode_text
 from trainers.data.picture import Picture, PictureOptions
 from trainers.data.scan import scan
+from trainers.encodings import UnreadableText, decode_text
 from trainers.errors import InputError
 
 CHINESE = "一只橙色的球, 黑色接缝"

@@ -108,7 +108,7 @@ def test_a_file_is_added_to_the_weights_as_the_format_says(tiny_base, tmp_path):
 def test_a_whole_demonstration(tiny_base, tmp_path, monkeypatch):
     preset = Path(run.ROOT / "presets" / "demo.yaml").read_text(encoding="utf-8")
     short = "".join(line for line in preset.splitlines(True) if not line.startswith(("steps", "batch", "validation_d")))
-    changes = "steps: 2\nbatch_size: 1\nvalidation_draws: 1\nthreads: 1\n"
+    changes = "steps: 2\nbatch_size: 1\nvalidation_draws: 1\nthreads: 1\noverride_checks: [amount]\n"
     (tmp_path / "short.yaml").write_text(short + changes, encoding="utf-8")
     for source, target in (("football/train", "train"), ("football/held-out", "held-out"), ("unrelated", "other")):
         (tmp_path / "few" / target).mkdir(parents=True)

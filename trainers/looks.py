@@ -145,6 +145,15 @@ def groups_of_alike(looks: Sequence[Looks]) -> list[list[int]]:
     return list(groups.values())
 
 
+def far_softer(looks: Sequence[Looks], share: float = 0.25) -> list[int]:
+    """Positions of pictures whose sharpness is under this share of the median; plain ones have none to compare."""
+    measured = [number for number, each in enumerate(looks) if each.sharpness > 0]
+    if len(measured) < 3:
+        return []
+    limit = share * float(np.median([looks[number].sharpness for number in measured]))
+    return [number for number in measured if looks[number].sharpness < limit]
+
+
 def same_border(looks: Sequence[Looks], plain: float = 0.7) -> list[int]:
     """Positions of the most pictures that share one plain colour around their edge."""
     candidates = [number for number, each in enumerate(looks) if each.border_share >= plain]

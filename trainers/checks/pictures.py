@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
-
 from trainers.checks.facts import JobFacts
 from trainers.checks.finding import OK, STOP, WARN, Finding
 from trainers.data.captions import has_trigger, tags_of
 from trainers.data.picture import counted, first_few
-from trainers.looks import groups_of_alike, same_border
+from trainers.looks import far_softer, groups_of_alike, same_border
 
 FEW, TOO_FEW, TOO_FEW_FOR_A_WORD = 10, 5, 3
 REDUNDANT = 0.2
 ENLARGED, ENLARGED_TOO_MUCH = 1.5, 2.0
-SOFT = 0.25
 CUT_OFF = 0.2
 SAME_BORDER, SAME_TAG = 0.6, 0.9
 
@@ -61,7 +58,8 @@ def quality(facts: JobFacts) -> Iterator[Finding]:
                 "blurred pictures teach blur.",
             )  # fmt: skip
             break
-    soft = _soft(facts)
+    measured = [picture for picture in facts.pictures if picture.looks]
+    soft = [measured[number].key for number in far_softer([picture.looks for picture in measured])]
     if soft:
         yield Finding(
             "quality", WARN, f"{counted(len(soft), 'picture')} far softer than the others: {first_few(soft)}.",
@@ -69,15 +67,6 @@ def quality(facts: JobFacts) -> Iterator[Finding]:
         )  # fmt: skip
     if not soft and not any(factor > ENLARGED for factor in factors.values()):
         yield Finding("quality", OK, "All pictures are large and sharp enough.")
-
-
-def _soft(facts: JobFacts) -> list[str]:
-    """Pictures whose sharpness is under a quarter of the median; plain ones have none to compare."""
-    measured = [picture for picture in facts.pictures if picture.looks and picture.looks.sharpness > 0]
-    if len(measured) < 3:
-        return []
-    limit = SOFT * float(np.median([picture.looks.sharpness for picture in measured]))
-    return [picture.key for picture in measured if picture.looks.sharpness < limit]
 
 
 def buckets(facts: JobFacts) -> Iterator[Finding]:

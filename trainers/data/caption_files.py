@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from trainers.data.encodings import UnreadableText, read_text
 from trainers.data.metadata_files import NAMES, read_metadata
 from trainers.data.picture import counted, first_few
 from trainers.data.sources import Source
 from trainers.data.walk import Folder, natural, normal
+from trainers.encodings import UnreadableText, read_text
 from trainers.errors import InputError
 
 _ALL_EXTENSIONS = (".txt", ".caption")

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.data.encodings import UnreadableText, read_text
 from trainers.data.walk import normal
+from trainers.encodings import UnreadableText, read_text
 from trainers.errors import InputError
 
 NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv")

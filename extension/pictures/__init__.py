@@ -1,0 +1,1 @@
+"""Pictures and captions as the page shows and changes them: folders, thumbnails, captions, what a person drops."""

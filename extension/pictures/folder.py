@@ -1,0 +1,168 @@
+"""A folder with pictures, as the page shows it at once: sizes, captions, buckets.
+
+What needs every pixel (copies, softness, damage) follows in `extension.pictures.closer`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from extension.pictures.captions import read_caption
+from extension.pictures.files import CAPTIONS, is_picture, natural, open_picture, upright_size
+from trainers.buckets import Geometry, geometry, place
+from trainers.errors import InputError
+from trainers.options import FIELDS
+
+MOST = 5000
+ENLARGED = 1.5
+_METADATA = ("metadata.jsonl", "metadata.json", "metadata.csv")
+_DEEPEST, _MOST_FOLDERS, _SECONDS = 4, 2000, 1.5
+
+Confined = Callable[[Path], bool]
+
+
+@dataclass
+class PictureCard:
+    """One picture.
+
+    Attributes:
+        file: its path below the folder, with forward slashes.
+        version: changes with the file; for addresses that a browser may keep.
+        caption: None where there is no caption file.
+        bucket: the size it is cut to; None where it is broken.
+        problems: "broken", "small" (it would be enlarged a lot), "caption" (others have one).
+    """
+
+    file: str
+    version: str = ""
+    width: int = 0
+    height: int = 0
+    caption: str | None = None
+    bucket: tuple[int, int] | None = None
+    problems: list[str] = field(default_factory=list)
+    why: str = ""
+
+
+@dataclass
+class FolderView:
+    """A folder's pictures, for a resolution."""
+
+    folder: str
+    resolution: int
+    pictures: list[PictureCard]
+    notes: list[str]
+    left_out: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pictures_in(folder: Path, confined: Confined = lambda path: True) -> list[Path]:
+    """Every picture of a folder and the folders below, in natural order; links that lead out of the allowed folders and
+    hidden files are left out.
+
+    Raises:
+        InputError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder.")
+    found: list[Path] = []
+    for place_, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if {"job.yaml", "events.jsonl"} <= set(names):  # a training run inside
+            folders[:] = []
+            continue
+        files = [Path(place_) / name for name in names if is_picture(name)]
+        found += [path for path in files if not path.is_symlink() or confined(path)]
+    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
+
+
+def shape_for(resolution: int) -> Geometry:
+    """How pictures are cut at this resolution, with every other option at its default."""
+    return geometry({option.name: option.default for option in FIELDS} | {"resolution": resolution}, resolution)  # type: ignore[arg-type]
+
+
+def look(folder: Path, resolution: int = 512, confined: Confined = lambda path: True) -> FolderView:
+    """The pictures of a folder and of the folders below; only headers are read.
+
+    Raises:
+        InputError: it is no folder.
+    """
+    files = pictures_in(folder, confined)
+    shape = shape_for(resolution)
+    cards = [_card(folder, file, shape, confined) for file in files[:MOST]]
+    some_have = any(card.caption for card in cards)
+    for card in cards:
+        if not card.caption and some_have:
+            card.problems.append("caption")
+    notes = [
+        f"{name}: captions in this file are used for training; here only those beside the pictures are shown."
+        for name in _METADATA
+        if (folder / name).is_file()
+    ]
+    return FolderView(str(folder), resolution, cards, notes, max(0, len(files) - MOST))
+
+
+def _card(folder: Path, file: Path, shape: Geometry, confined: Confined) -> PictureCard:
+    card = PictureCard(file.relative_to(folder).as_posix(), caption=read_caption(file, confined))
+    try:
+        stat = file.stat()
+        card.version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+        with open_picture(file) as picture:
+            card.width, card.height = upright_size(picture)
+    except InputError as error:
+        card.why = error.problems[0].partition(": ")[2]
+    except OSError as error:
+        card.why = f"cannot be opened ({error.strerror or error})."
+    if card.why or min(card.width, card.height) < 8:
+        card.problems.append("broken")
+        card.why = card.why or "is too small."
+        return card
+    placement = place((card.width, card.height), shape)
+    card.bucket = placement.bucket if placement else None
+    if placement and placement.resized[0] / card.width > ENLARGED:
+        card.problems.append("small")
+    return card
+
+
+@dataclass
+class FolderEntry:
+    """A folder that directly holds pictures."""
+
+    path: str
+    name: str
+    pictures: int
+    captions: int
+
+
+def folders_below(roots: Sequence[Path]) -> list[FolderEntry]:
+    """Folders with pictures in the given ones, for choosing; what is deep or slow to reach is left out."""
+    end = time.monotonic() + _SECONDS
+    found: dict[str, FolderEntry] = {}
+    for root in roots:
+        for place_, names in _walk(root, end):
+            endings = Counter(os.path.splitext(name)[1].lower() for name in names)
+            pictures = sum(map(is_picture, names))
+            if pictures:
+                relative = place_.relative_to(root).as_posix()
+                name = root.name if relative == "." else relative
+                captions = sum(endings[ending] for ending in CAPTIONS)
+                found.setdefault(str(place_), FolderEntry(str(place_), name, pictures, min(pictures, captions)))
+    return sorted(found.values(), key=lambda entry: natural(entry.path))
+
+
+def _walk(root: Path, end: float) -> Iterator[tuple[Path, list[str]]]:
+    for seen, (place_, folders, names) in enumerate(os.walk(root)):
+        if seen > _MOST_FOLDERS or time.monotonic() > end:
+            return
+        path, is_run = Path(place_), "events.jsonl" in names
+        goes_on = not is_run and len(path.relative_to(root).parts) < _DEEPEST
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if goes_on else []
+        if not is_run:
+            yield path, names
