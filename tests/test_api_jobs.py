@@ -165,29 +165,6 @@ def test_the_hosts_authentication_applies_to_every_route(workshop):
         assert client.request(method, path, params={"folder": "f", "file": "f", "name": "n"}).status_code == 401, path
 
 
-def test_pictures_captions_and_uploads(client, workshop):
-    for number, name in enumerate(["ball 10.png", "ball 2.png", "../../evil.png"]):
-        answer = client.post(f"{V1}/data/upload", params={"folder": "balls", "name": name}, content=png(16 + number))
-        assert answer.status_code == 200
-    folder = answer.json()["folder"]
-    assert os.path.dirname(folder) == str(workshop.pictures.resolve())
-    assert (
-        client.post(f"{V1}/data/upload", params={"folder": "b", "name": "x.png"}, content=b"<svg>").status_code == 422
-    )
-    again = client.post(f"{V1}/data/upload", params={"folder": "balls", "name": "ball 2.png"}, content=png(17))
-    assert again.json()["file"] == "ball 2.png"
-    client.post(f"{V1}/data/upload", params={"folder": "balls", "name": "copy.png"}, content=png(17))
-    write = {"folder": folder, "file": "ball 2.png", "text": "a ball, red"}
-    assert client.post(f"{V1}/data/caption", json=write).json() == {"former": None}
-    assert client.post(f"{V1}/data/caption", json={**write, "text": "a ball"}).json() == {"former": "a ball, red"}
-    shown = client.get(f"{V1}/data", params={"folder": folder, "smallest": 17}).json()
-    assert [card["file"] for card in shown["pictures"]] == ["ball 2.png", "ball 10.png", "copy.png", "evil.png"]
-    problems = {card["file"]: card["problems"] for card in shown["pictures"]}
-    assert problems["ball 10.png"] == ["tiny", "caption"] and problems["copy.png"] == ["duplicate", "caption"]
-    small = client.get(f"{V1}/data/thumbnail", params={"folder": folder, "file": "ball 2.png"})
-    assert small.headers["content-type"] == "image/jpeg"
-
-
 def test_options_recipes_and_bases(client, workshop):
     schema = client.get(f"{V1}/schema").json()
     assert {"name", "help", "kind", "default", "level"} <= set(schema["options"][0])

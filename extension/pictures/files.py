@@ -32,6 +32,15 @@ def is_picture(name: str) -> bool:
     return lower.endswith(ENDINGS) and not lower.startswith(".") and not lower.endswith(MASK)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written down; on some systems names are any bytes."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def natural(text: str) -> list[tuple[int, str]]:
     """Sort key under which `2.png` comes before `10.png`."""
     return [(int(part), "") if part.isdecimal() else (0, part.lower()) for part in re.split(r"(\d+)", text)]

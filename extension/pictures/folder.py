@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extension.pictures.captions import read_caption
-from extension.pictures.files import CAPTIONS, is_picture, natural, open_picture, upright_size
+from extension.pictures.files import CAPTIONS, is_picture, is_text, natural, open_picture, upright_size
 from trainers.buckets import Geometry, geometry, place
 from trainers.errors import InputError
 from trainers.options import FIELDS
@@ -64,8 +64,8 @@ class FolderView:
 
 
 def pictures_in(folder: Path, confined: Confined = lambda path: True) -> list[Path]:
-    """Every picture of a folder and the folders below, in natural order; links that lead out of the allowed folders and
-    hidden files are left out.
+    """Every picture of a folder and the folders below, in natural order. Left out are links that lead out of the allowed
+    folders, hidden files, and names that are no text (JSON cannot carry them).
 
     Raises:
         InputError: it is no folder.
@@ -78,7 +78,7 @@ def pictures_in(folder: Path, confined: Confined = lambda path: True) -> list[Pa
         if {"job.yaml", "events.jsonl"} <= set(names):  # a training run inside
             folders[:] = []
             continue
-        files = [Path(place_) / name for name in names if is_picture(name)]
+        files = [Path(place_) / name for name in names if is_picture(name) and is_text(place_ + name)]
         found += [path for path in files if not path.is_symlink() or confined(path)]
     return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
 
@@ -149,7 +149,7 @@ def folders_below(roots: Sequence[Path]) -> list[FolderEntry]:
         for place_, names in _walk(root, end):
             endings = Counter(os.path.splitext(name)[1].lower() for name in names)
             pictures = sum(map(is_picture, names))
-            if pictures:
+            if pictures and is_text(str(place_)):
                 relative = place_.relative_to(root).as_posix()
                 name = root.name if relative == "." else relative
                 captions = sum(endings[ending] for ending in CAPTIONS)

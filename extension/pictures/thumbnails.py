@@ -13,6 +13,7 @@ from extension.pictures.files import open_picture, write_atomically
 from trainers.errors import InputError
 
 SIDE = 320
+_GREY = (128, 128, 128)
 _AT_ONCE = threading.Semaphore(2)  # a large picture takes half a gigabyte while it is decoded
 _MOST_PER_SHELF = 64
 
@@ -20,11 +21,13 @@ _MOST_PER_SHELF = 64
 def thumbnail(picture: Path, kept: Path) -> bytes:
     """A small JPEG of a picture, drawn anew from its pixels: nothing else that the file may hold gets out.
 
+    A file that is no picture, or a damaged one, gives a grey square: what is wrong with it is said elsewhere, in words.
+
     Args:
         kept: folder of thumbnails made before; at most some thousands stay there.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be opened.
     """
     try:
         stat = picture.stat()
@@ -36,8 +39,11 @@ def thumbnail(picture: Path, kept: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         pass
-    with _AT_ONCE:
-        data = _drawn(picture)
+    try:
+        with _AT_ONCE:
+            data = _drawn(picture)
+    except Exception:  # Pillow raises many kinds on damaged files
+        return _as_jpeg(Image.new("RGB", (SIDE, SIDE), _GREY))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _make_room(file.parent)
@@ -54,18 +60,17 @@ def _make_room(shelf: Path) -> None:
 
 
 def _drawn(picture: Path) -> bytes:
-    try:
-        with open_picture(picture) as opened:
-            opened.draft("RGB", (SIDE * 2, SIDE * 2))
-            small = ImageOps.exif_transpose(opened) or opened
-            small.thumbnail((SIDE, SIDE))
-            small = small.convert("RGBA")
-    except InputError:
-        raise
-    except Exception as error:  # Pillow raises many kinds on damaged files
-        raise InputError(f"{picture.name}: is not a readable picture ({type(error).__name__}).") from None
-    back = Image.new("RGB", small.size, (128, 128, 128))
+    with open_picture(picture) as opened:
+        opened.draft("RGB", (SIDE * 2, SIDE * 2))
+        small = ImageOps.exif_transpose(opened) or opened
+        small.thumbnail((SIDE, SIDE))
+        small = small.convert("RGBA")
+    back = Image.new("RGB", small.size, _GREY)
     back.paste(small, mask=small.getchannel("A"))
+    return _as_jpeg(back)
+
+
+def _as_jpeg(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
-    back.save(stream, "JPEG", quality=84)
+    picture.save(stream, "JPEG", quality=84)
     return stream.getvalue()
