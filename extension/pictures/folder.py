@@ -64,8 +64,10 @@ class FolderView:
 
 
 def pictures_in(folder: Path, confined: Confined = lambda path: True) -> list[Path]:
-    """Every picture of a folder and the folders below, in natural order. Left out are links that lead out of the allowed
-    folders, hidden files, and names that are no text (JSON cannot carry them).
+    """Every picture of a folder and the folders below, in natural order.
+
+    Left out are links that lead out of the allowed folders, hidden files, and names that are no text (JSON cannot carry
+    them).
 
     Raises:
         InputError: it is no folder.
