@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from trainers.events import read_events  # noqa: E402
+from trainers.options import CHECKS  # noqa: E402
 
 LOOK_EVERY = 0.02
 PREPARING, WAITING, STEPPING, ENDING, ENDED = range(5)
@@ -126,10 +127,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, **offline, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def trainer_run(name: str, method: str, options: Mapping[str, Any], folder: Path, **facts: Any) -> Run:
+def trainer_run(name: str, method: str, options: Mapping[str, Any], folder: Path, /, **facts: Any) -> Run:
     """A run of `python -m trainers run`, with its job file beside its folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     job = folder.with_name(folder.name + ".job.yaml")
+    options = {**options, "override_checks": list(CHECKS)}  # what is measured is no advice
     values = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     job.write_text(json.dumps({"method": method, **values}), encoding="utf-8")  # JSON is YAML too
     words = [sys.executable, "-m", "trainers", "run", str(job), "--run", str(folder)]

@@ -161,6 +161,7 @@ FIELDS: tuple[Field, ...] = (
     Field("precision", "choice", "auto", "Number format of the computation.", MEMORY, choices=PRECISIONS),
     Field("base_dtype", "choice", "auto", "Number format in which the frozen base is kept.", MEMORY, choices=("auto", "fp32", "bf16", "fp16", "fp8")),
     Field("gradient_checkpointing", "choice", "auto", "Compute parts twice to save memory.", MEMORY, choices=("auto", "on", "off")),
+    Field("memory_limit", "float", 0.0, "Most memory the run may take of its device; the memory plan keeps to it. 0 means all that is free.", MEMORY, minimum=0, maximum=1024, unit="GiB"),
     Field("vae_batch_size", "int", 1, "Pictures that are encoded at once while the cache is made.", MEMORY, minimum=1, maximum=64),
     Field("threads", "int", 0, "CPU threads; 0 means all.", MEMORY, minimum=0, maximum=1024),
     # --- watching

@@ -20,6 +20,9 @@ HEADROOM = 0.08
 # Workspaces of cuBLAS, cuDNN and the allocator's rounding; on the CPU what the process takes besides its tensors
 # (measured: 0.5 GiB with a tiny model, 0.7 GiB with SD1 at 256 px in fp32).
 LIBRARIES = {"cuda": 300 * 2**20, "xpu": 300 * 2**20, "cpu": 600 * 2**20}
+# With the optimizer's step inside the backward pass: what one weight's update takes for each of its values (gradient
+# and weight in float32, the update, squares, random numbers), and Adafactor's state for weights seen as matrices.
+FUSED_BYTES, FUSED_ADAFACTOR_BYTES = 24, 0.02
 _TEXT = ("text_encoder", "text_encoder_2")
 
 
@@ -149,6 +152,17 @@ class _Facts:
         return bool(self.job.get("train_text_encoder"))
 
     @property
+    def trains_base(self) -> bool:
+        """Whether the base's own weights learn."""
+        return self.job.get("weights_dtype") is not None
+
+    @property
+    def largest(self) -> float:
+        """Values of the largest single weight: a 3x3 convolution from two joined inputs to one."""
+        widest = activations.unet_widths(self.family, self.parameters.get("unet", 0))[-1]
+        return 9 * 2 * widest * widest
+
+    @property
     def text_parameters(self) -> int:
         return sum(self.parameters.get(name, 0) for name in _TEXT)
 
@@ -156,12 +170,21 @@ class _Facts:
 def _shared_items(facts: _Facts, base_dtype: str) -> dict[str, int]:
     """Weights, gradients and optimizer state: what is there during the whole training."""
     base = facts.parameters.get("unet", 0) + (facts.text_parameters if facts.text_trained else 0)
-    accumulated = facts.trainable
+    state, fused = OPTIMIZERS[facts.job.optimizer].state_bytes, bool(facts.job.get("fused_backward"))
+    if facts.trains_base:
+        weights = {
+            "base weights": max(0, base - facts.trainable) * _itemsize(base_dtype),
+            "trained weights": facts.trainable * _itemsize(facts.job.weights_dtype),
+        }
+    else:
+        own = 0 if facts.attached else base * _itemsize(base_dtype)
+        weights = {"base weights": own, "adapter": facts.trainable * 4}
+    if fused and facts.job.optimizer == "adafactor":
+        state = FUSED_ADAFACTOR_BYTES
     return {
-        "base weights": 0 if facts.attached else base * _itemsize(base_dtype),
-        "adapter": facts.trainable * 4,
-        "gradients": accumulated * 4,
-        "optimizer state": int(facts.trainable * OPTIMIZERS[facts.job.optimizer].state_bytes),
+        **weights,
+        "gradients": int(facts.largest * FUSED_BYTES) if fused else facts.trainable * 4,
+        "optimizer state": int(facts.trainable * state),
         "running average": facts.trainable * 4 if facts.job.ema else 0,
         "libraries": LIBRARIES.get(facts.device_type, 0),
     }
@@ -184,8 +207,12 @@ def _plan(facts: _Facts, base_dtype: str, checkpointing: bool) -> MemoryPlan:
             device_type=facts.device_type,
         )
     )
+    if facts.trains_base and facts.job.weights_dtype == "fp32" and itemsize < 4 and not checkpointing:
+        items["weights as computed with"] = facts.trainable * itemsize
+        resident += items["weights as computed with"]
     # A model that is kept smaller than it computes is loaded in the larger format first.
     loaded = max(itemsize, _itemsize(base_dtype)) * items["base weights"] // max(1, _itemsize(base_dtype))
+    loaded += items.get("trained weights", 0)
     encoding = activations.encoding_bytes(vae, facts.resolution, job.vae_batch_size, itemsize)
     items["autoencoder, while caching"] = vae * itemsize + int(encoding)
     stages = {
@@ -302,6 +329,23 @@ def _container_bytes() -> int | None:
         statistics = []
     cached = sum(int(line.split()[1]) for line in statistics if line.startswith("inactive_file "))
     return max(0, limit - used + cached)
+
+
+# What the driver and its libraries take for a process on CUDA, about.
+DRIVER = 512 * 2**20
+
+
+def driver_bytes(device: torch.device) -> int:
+    """What a process takes of this device beside torch's own memory."""
+    return DRIVER if device.type == "cuda" else 0
+
+
+def hold_to(limit_gib: float, device: torch.device) -> None:
+    """Makes torch refuse to take more than the limit from a CUDA device, instead of crowding others out."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        share = (limit_gib * 2**30 - driver_bytes(device)) / total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(share, 0.001)), device)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -136,7 +136,8 @@ class Session:
     def autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:  # older versions of torch do not know autocast on every device
             return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        # Each weight is used once in a pass, so a cache of cast weights would only hold them longer.
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, captions: list[str], time_ids: torch.Tensor
@@ -157,6 +158,10 @@ class Session:
 
 def make_plan(job: Job, info: BaseInfo, device: torch.device, attached: bool = False) -> memory.MemoryPlan:
     """The memory plan of a complete job, before anything is loaded; `attached`: over a WebUI's own base."""
+    free = memory.free_bytes(device)
+    if job.memory_limit:
+        within = int(job.memory_limit * 2**30) - memory.driver_bytes(device)
+        free = within if free is None else min(free, within)
     return memory.make_plan(
         family=info.family,
         parameters=info.parameters,
@@ -164,7 +169,7 @@ def make_plan(job: Job, info: BaseInfo, device: torch.device, attached: bool = F
         job=job,
         resolution=job.resolution,
         device_type=device.type,
-        free_bytes=memory.free_bytes(device),
+        free_bytes=free,
         attached=attached,
     )
 
@@ -256,6 +261,8 @@ def open_session(
         )  # fmt: skip
         for line in plan.lines():
             say(line)
+    if job.memory_limit:
+        memory.hold_to(job.memory_limit, device)
     models = Models(info, job, device, plan.load_dtype if live is None else dtype, live)
     use = MemoryUse(device)
     if not world.is_main:
