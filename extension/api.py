@@ -84,8 +84,11 @@ def _add_job_routes(router: APIRouter, workshop: Workshop) -> None:
 
     @router.post("/jobs/{run_id}/publish")
     def publish_one(run_id: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:
-        """Puts `file` where the host finds it; gives its name and its tag."""
-        return publish(workshop, run_id, text_of(body, "file"))
+        """Puts `file` (the best one where that is empty) where the host finds it; gives its name and its tag.
+
+        A name that another file has gives `taken` and `free`: ask again with another `name`, or with `replace`.
+        """
+        return publish(workshop, run_id, text_of(body, "file"), text_of(body, "name"), body.get("replace") is True)
 
     @router.post("/jobs/{run_id}/live")
     def live(run_id: str) -> dict[str, Any]:

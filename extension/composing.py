@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from extension.recipes import SMALL, Base
+from trainers import options
 from trainers.errors import InputError, did_you_mean
 from trainers.options import DATA, METHODS, fields_for
 from trainers.presets import FOLDER, load_preset, preset_names
@@ -103,6 +104,7 @@ def compose(wish: Wish) -> Recipe:
         values = _with_exposures(values, exposures)
     wanted, capped = _dose(wish, _exposures(values))
     values = _with_exposures(values, wanted)
+    values = _watched(values, {option.name for option in fields_for(wish.method)})
     return Recipe({**values, "method": wish.method}, preset, wanted and _exposures(values), changes, capped)
 
 
@@ -202,6 +204,34 @@ def _with_exposures(values: dict[str, Any], wanted: int | None) -> dict[str, Any
     if values.get("warmup"):
         changed["warmup"] = round(values["warmup"] * steps / former)
     return {**values, **changed}
+
+
+# --- what is seen of it
+
+FILES_OF_A_RUN = 5
+
+
+def _watched(values: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """The same recipe with files and pictures on the way, of which the best is found and put where the host looks."""
+    part = max(1, round(int(values.get("steps") or 0) / FILES_OF_A_RUN))
+    wishes: dict[str, Any] = {"find_best": True, "publish": True}
+    if values.get("steps") and "output" not in known:  # whole models are too large for a file each time
+        wishes |= {"save_every": part, "sample_every": part}
+    return {**{name: value for name, value in wishes.items() if name in known}, **values}
+
+
+def default_samples(values: Mapping[str, Any], toy: bool = False) -> list[str]:
+    """Prompts that are drawn while training where a person named none.
+
+    Args:
+        toy: the base is a tiny model, which knows only simple things.
+    """
+    word = str(values.get("trigger") or "").strip()
+    if values.get("method") == "textual_inversion":
+        word = str(values.get("name") or "").strip()
+    if word and toy:
+        return [word, f"{word} on a striped purple background", f"two {word}, blue checks", "a red star, plain green"]
+    return options.default_samples(word)
 
 
 # --- in how many parts

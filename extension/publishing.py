@@ -2,58 +2,105 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
-import json
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+from extension.jobs import view
+from extension.jobs.files import read_json, write_json
+from extension.jobs.run_files import run_folders
 from extension.jobs.view import RunView
 from extension.library import tag_for
+from extension.trash import to_trash, with_sidecars
 from extension.workshop import Workshop
 from trainers.errors import InputError
+from trainers.options import name_problem
 
 FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+RECORD = "published.json"
+_LARGE = 1 << 29
 
 
-def publish(workshop: Workshop, run_id: str, file: str) -> dict[str, Any]:
+def publish(workshop: Workshop, run_id: str, file: str = "", name: str = "", replace: bool = False) -> dict[str, Any]:
     """Copies one output of a run into the host's folder and says how it is named in a prompt.
 
-    The same file twice is one file; a name that another file has gets a number, nothing is written over.
+    The same file twice is one file. A name that another file has is asked about: nothing is copied, and the answer is
+    `{"taken": name, "free": a name that is not}`.
+
+    Args:
+        file: one of its outputs; empty means the best one.
+        name: how it shall be called there; empty means as the run says.
+        replace: the file that has the name goes to the trash.
 
     Raises:
-        InputError: the run has no such output, or the folder cannot be written.
+        InputError: the run has no such output, the name will not do, or the folder cannot be written.
     """
     made = workshop.jobs.one(run_id)
-    if file not in [output["file"] for output in made.outputs]:
-        raise InputError(f"{run_id}: this run has no file {file[:100]!r}.")
-    source = workshop.jobs.file(run_id, file)
+    source = _source(workshop, made, file)
     folder = workshop.results(made.method)
     if folder is None:  # the host looks into the runs itself
-        return {"name": source.stem, "tag": tag_for(made.method, source.stem), "copied": False}
+        return _told(workshop, made, source, source, copied=False)
+    problem = name_problem(name or made.name)
+    if problem:
+        raise InputError(problem)
+    target = folder / f"{name or made.name}{source.suffix}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        target = _place(source, folder)
-        copied = not target.exists()
-        if copied:
-            copy_whole(source, target)
-            _write_card(workshop, made, target)
-            workshop.changed()
+        if target.exists():
+            if filecmp.cmp(source, target, shallow=False):
+                return _told(workshop, made, source, target, copied=False)
+            if not replace:
+                return {"taken": target.stem, "free": _free(target)}
+        _put(workshop, made, source, target)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
-    return {"name": target.stem, "tag": tag_for(made.method, target.stem), "copied": copied}
+    workshop.changed(made.method)
+    return _told(workshop, made, source, target, copied=True)
 
 
-def _place(source: Path, folder: Path) -> Path:
-    """Where the file is already, else the first free name."""
-    number = 1
-    while True:
-        target = folder / (source.name if number == 1 else f"{source.stem}-{number}{source.suffix}")
-        if not target.exists() or filecmp.cmp(source, target, shallow=False):
-            return target
+def _source(workshop: Workshop, made: RunView, file: str) -> Path:
+    wanted = file or made.best_file
+    if wanted not in [output["file"] for output in made.outputs]:
+        raise InputError(f"{made.id}: this run has no file {wanted[:100]!r}.")
+    if (workshop.jobs.runs / made.id / wanted).is_dir():
+        raise InputError(f"{made.id}: {wanted} is a folder, which this WebUI does not read; it stays with the run.")
+    return workshop.jobs.file(made.id, wanted)
+
+
+def _free(target: Path) -> str:
+    number = 2
+    while target.with_name(f"{target.stem}-{number}{target.suffix}").exists():
         number += 1
+    return f"{target.stem}-{number}"
+
+
+def _put(workshop: Workshop, made: RunView, source: Path, target: Path) -> None:
+    """The file, its card and its preview; what was there before goes to the trash, the person's words on it stay."""
+    former = read_json(target.with_suffix(".json")) or {}
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        _take_over(source, temporary)
+        if target.exists():
+            # On the same drive this is a rename, so a host that has the file mapped keeps its old content.
+            to_trash(workshop.jobs.runs, with_sidecars(target))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _write_card(workshop, made, source, target, former)
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """A copy; of a whole model, whose file nothing changes any more, a second name where the drive allows it."""
+    if source.stat().st_size >= _LARGE:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -66,21 +113,60 @@ def copy_whole(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_card(workshop: Workshop, made: RunView, target: Path) -> None:
+def _write_card(workshop: Workshop, made: RunView, source: Path, target: Path, former: dict[str, Any]) -> None:
     """The sidecar that the hosts' cards read, and a preview picture."""
+    step = next((output["step"] for output in made.outputs if output["file"] == source.name), made.step)
+    why = made.best["why"] if made.best and made.best["step"] == step else ""
+    own = {"preferred weight": 1.0 if made.method == "lora" else 0.0, "negative text": "", "notes": why}
     card = {
-        "description": f"Trained with Athanor on {made.base}, {made.step} steps.",
+        "description": f"Trained with Athanor on {made.base}, {step} steps.",
         "sd version": FAMILIES.get(str(made.plan.get("family")), "Unknown"),
         "activation text": made.trigger,
-        "preferred weight": 1.0 if made.method == "lora" else 0.0,
-        "negative text": "",
-        "notes": "",
+        **{name: former.get(name) or value for name, value in own.items()},
     }
-    sidecar = target.with_suffix(".json")
-    if not sidecar.exists():
-        sidecar.write_text(json.dumps(card, ensure_ascii=False, indent=1), encoding="utf-8")
-    preview = target.with_suffix(".png")
-    if made.samples and not preview.exists():
-        newest = max(sample["step"] for sample in made.samples)
-        first = next(sample for sample in made.samples if sample["step"] == newest)
-        copy_whole(workshop.jobs.file(made.id, first["path"]), preview)
+    write_json(target.with_suffix(".json"), {**former, **card})
+    drawn = [sample for sample in made.samples if (sample["step"] or 0) <= step]
+    if drawn:
+        newest = max(sample["step"] for sample in drawn)
+        first = next(sample for sample in drawn if sample["step"] == newest)
+        copy_whole(workshop.jobs.file(made.id, first["path"]), target.with_suffix(".png"))
+
+
+def _told(workshop: Workshop, made: RunView, source: Path, target: Path, copied: bool) -> dict[str, Any]:
+    """What the page says and keeps of it."""
+    record = {"file": source.name, "name": target.stem, "method": made.method, "time": round(time.time(), 3)}
+    if copied or (workshop.jobs.runs / made.id) not in target.parents:
+        write_json(workshop.jobs.runs / made.id / RECORD, record)
+    tag = tag_for(made.method, target.stem)
+    return {"name": target.stem, "tag": tag, "trigger": made.trigger if made.method == "lora" else "", "copied": copied}
+
+
+class Publisher:
+    """Publishes by itself what was asked for with the option `publish`, as soon as its run is done.
+
+    What it could not do (a name that is taken, a folder that cannot be written) is kept in the run for the page to ask.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._seen: set[str] = set()
+
+    def look(self) -> None:
+        """One look over the runs; each run that has ended is looked at once."""
+        for run in run_folders(self._workshop.jobs.runs):
+            if run.name in self._seen or not (run / "ended.json").exists():
+                continue
+            made = self._workshop.jobs.one(run.name)
+            if made.state in view.AT_WORK or made.state in view.RESUMABLE or made.state == view.QUEUED:
+                continue
+            self._seen.add(run.name)
+            if made.wants_publishing and not (run / RECORD).exists():
+                self._publish(run, made)
+
+    def _publish(self, run: Path, made: RunView) -> None:
+        try:
+            said = publish(self._workshop, made.id)
+            if "taken" in said:
+                write_json(run / RECORD, said)
+        except InputError as error:
+            write_json(run / RECORD, {"problems": list(error.problems)})

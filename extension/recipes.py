@@ -88,9 +88,3 @@ def _of_folder(path: Path) -> dict[str, Any]:
         "family": "sdxl" if (path / "text_encoder_2").is_dir() else family,
         "prediction": _SPELLINGS.get(str(said.get("prediction_type", "")).lower(), ""),
     }
-
-
-def default_samples(values: Mapping[str, Any]) -> list[str]:
-    """Prompts that are drawn while training where a person named none: the word alone, and in a new place."""
-    word = str(values.get("trigger") or values.get("name") or "").strip()
-    return [word, f"{word}, outdoors, by the sea"] if word else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extension.composing import default_samples, is_toy
 from extension.jobs.files import read_json, write_json
 from extension.jobs.manager import Jobs
 from extension.own_presets import OwnPresets
@@ -35,7 +36,7 @@ class Workshop:
         adapters: folders with trained files beside the runs.
         folders: further folders that pictures and files may be taken from.
         results: the folder in which the host looks for what a method makes; None where it finds it in the runs.
-        changed: told after a file was put there, so that the host's lists show it.
+        changed: told the method after a file was put there, so that the host's lists and caches know it.
         notes: sentences that the tab shows at its top.
         clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
         tokenizer: how the host's text encoder splits a text; None where that is not known now.
@@ -48,12 +49,19 @@ class Workshop:
     adapters: Callable[[], Sequence[Path]] = _none
     folders: Callable[[], Sequence[Path]] = _none
     results: Callable[[str], Path | None] = lambda method: None
-    changed: Callable[[], None] = lambda: None
+    changed: Callable[[str], None] = lambda method: None
     clip_skip: Callable[[], int | None] = lambda: None
     notes: Callable[[], list[str]] = list
     tokenizer: Callable[[], Tokenize | None] = lambda: None
     device: Callable[[], tuple[str, int | None]] = lambda: ("cpu", None)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def start(self) -> None:
+        """Looks after the queue from now on, and after the files of runs that are done."""
+        from extension.publishing import Publisher
+
+        self.jobs.supervisor.after_look = Publisher(self).look
+        self.jobs.start()
 
     @property
     def presets(self) -> OwnPresets:
@@ -151,6 +159,9 @@ class Workshop:
         done = self.checked(values)
         skip = self.clip_skip()
         known = {option.name for option in fields_for(str(done.get("method", "lora")))}
+        if "sample_prompts" in known and not done.get("sample_prompts"):
+            base = next((base for base in self.bases() if str(base.path) == str(done.get("base"))), None)
+            done["sample_prompts"] = default_samples(done, bool(base and is_toy(base)))
         if skip is not None and "clip_skip" in known and done.get("clip_skip") in (None, ""):
             done["clip_skip"] = skip
         return done

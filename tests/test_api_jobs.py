@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from jobs_helpers import fake_jobs, look_until, values
+from jobs_helpers import fake_jobs, look_until, until, values
 from PIL import Image
 
 fastapi = pytest.importorskip("fastapi")
@@ -79,15 +79,41 @@ def test_a_result_is_put_where_the_host_looks(client, workshop, job, tmp_path):
     publish = {"file": "ball.safetensors"}
     assert client.post(f"{V1}/jobs/ball/publish", json=publish).json()["tag"] == "<lora:ball:1>"
     told = []
-    workshop.results, workshop.changed = lambda method: tmp_path / "Lora", lambda: told.append(1)
+    workshop.results, workshop.changed = lambda method: tmp_path / "Lora", told.append
     for _ in range(2):
         assert client.post(f"{V1}/jobs/ball/publish", json=publish).json()["name"] == "ball"
-    assert told == [1] and "sks ball" in (tmp_path / "Lora" / "ball.json").read_text()
+    assert told == ["lora"] and "sks ball" in (tmp_path / "Lora" / "ball.json").read_text()
     (tmp_path / "Lora" / "ball.safetensors").write_bytes(b"another's")
-    assert client.post(f"{V1}/jobs/ball/publish", json=publish).json()["tag"] == "<lora:ball-2:1>"
+    assert client.post(f"{V1}/jobs/ball/publish", json=publish).json() == {"taken": "ball", "free": "ball-2"}
     assert (tmp_path / "Lora" / "ball.safetensors").read_bytes() == b"another's"
-    for file in ("../ball/job.yaml", "job.yaml", "/etc/passwd", ""):
+    aside = client.post(f"{V1}/jobs/ball/publish", json={**publish, "name": "ball-2"}).json()
+    assert aside["tag"] == "<lora:ball-2:1>" and told == ["lora", "lora"]
+    replaced = client.post(f"{V1}/jobs/ball/publish", json={"replace": True}).json()
+    assert replaced["tag"] == "<lora:ball:1>" and not list((tmp_path / "Lora").glob(".*"))
+    (kept,) = (workshop.jobs.runs / ".trash" / "files").glob("*/ball.safetensors")
+    assert kept.read_bytes() == b"another's"
+    assert client.post(f"{V1}/jobs/ball/publish", json={"name": "../x", "replace": True}).status_code == 422
+    for file in ("../ball/job.yaml", "job.yaml", "/etc/passwd"):
         assert client.post(f"{V1}/jobs/ball/publish", json={"file": file}).status_code == 422
+
+
+def test_a_result_is_put_there_by_itself_where_that_was_asked_for(client, workshop, job, tmp_path):
+    workshop.results = lambda method: tmp_path / "Lora"
+    workshop.start()
+    try:
+        client.post(f"{V1}/jobs", json={"job": {**job, "publish": True}})
+        until(lambda: client.get(f"{V1}/jobs/ball").json()["published"], 60)
+        assert (tmp_path / "Lora" / "ball.safetensors").is_file()
+        (tmp_path / "Lora" / "ball.safetensors").write_bytes(b"another's")
+        for name in ("ball", "bowl"):
+            client.post(f"{V1}/jobs", json={"job": {**job, "name": name, "publish": name == "ball"}})
+        until(lambda: client.get(f"{V1}/jobs/ball-2").json()["published"], 60)
+        assert client.get(f"{V1}/jobs/ball-2").json()["published"] == {"taken": "ball", "free": "ball-2"}
+        assert (tmp_path / "Lora" / "ball.safetensors").read_bytes() == b"another's"  # never without being asked
+        until(lambda: client.get(f"{V1}/jobs/bowl").json()["state"] == "done", 60)
+        assert not (tmp_path / "Lora" / "bowl.safetensors").exists()
+    finally:
+        workshop.jobs.close()
 
 
 def test_actions(client, workshop, job):

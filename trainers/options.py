@@ -181,6 +181,7 @@ FIELDS: tuple[Field, ...] = (
     Field("save_every", "int", 0, "Save the result every so many steps as well; 0 is off.", FILES, minimum=0, maximum=1000000, unit="steps"),
     Field("save_every_epochs", "int", 0, "Save the result every so many epochs as well; 0 is off.", FILES, minimum=0, maximum=100000, unit="epochs"),
     Field("state_every", "int", 100, "Keep a state to resume from every so many steps.", FILES, minimum=1, maximum=1000000, unit="steps"),
+    Field("publish", "bool", False, "In a WebUI: put the best file where it looks for such files as soon as the run is done; a name that is taken is asked about.", FILES),
     Field("save_dtype", "choice", "fp16", "Number format of the file.", FILES, choices=("fp16", "bf16", "fp32")),
     Field("also_pt", "bool", False, "Write a .pt file in AUTOMATIC1111's layout beside the .safetensors file.", FILES, methods=_AESTHETIC),
     Field("file_format", "choice", "kohya", "Key names of the file: kohya (every WebUI), diffusers or peft.", FILES, choices=("kohya", "diffusers", "peft"), methods=_ADAPTER),

@@ -23,11 +23,11 @@ from extension.workshop import Workshop
 TAB_ID = "athanor_page"
 
 
-def add_tab(host: Host, changed: Callable[[], None] = lambda: None) -> None:
+def add_tab(host: Host, changed: Callable[[str], None] = lambda method: None) -> None:
     """Registers the tab and the routes for this load of the scripts.
 
     Args:
-        changed: told when a new file lies where the host looks.
+        changed: told the method that makes such files when a new one lies where the host looks.
     """
     script_callbacks.on_ui_tabs(_tab)
     script_callbacks.on_app_started(lambda demo, app: _serve(app, _workshop(host, changed)))
@@ -42,13 +42,18 @@ def _tab() -> list[tuple[Any, str, str]]:
 def _serve(app: Any, workshop: Workshop) -> None:
     if not any(getattr(route, "path", "").startswith(PREFIX) for route in app.routes):
         add_routes(app, workshop, authorise_with(app))
-    workshop.jobs.start()
+    workshop.start()
 
 
-def _workshop(host: Host, changed: Callable[[], None]) -> Workshop:
+def _workshop(host: Host, changed: Callable[[str], None]) -> Workshop:
     folders = host.folders()
-    places = {"lora": folders.adapters, "textual_inversion": folders.embeddings,
-              "hypernetwork": folders.hypernetworks, "aesthetic_gradient": folders.aesthetics}  # fmt: skip
+    places = {
+        "lora": folders.adapters,
+        "textual_inversion": folders.embeddings,
+        "hypernetwork": folders.hypernetworks,
+        "aesthetic_gradient": folders.aesthetics,
+        "dreambooth": _named_folders("ckpt_dir", "ckpt_dirs") or [Path(sd_models.model_path)],
+    }
 
     def results(method: str) -> Path | None:
         found = places.get(method)
@@ -65,6 +70,13 @@ def _workshop(host: Host, changed: Callable[[], None]) -> Workshop:
         return second_copies(Path(paths_internal.extensions_dir), shared.opts.disabled_extensions)
 
     return workshop_for(host, checkpoints, results, changed, clip_skip, notes=notes)
+
+
+def _named_folders(*flags: str) -> list[Path]:
+    """The folders that these command line flags name; one flag may name several."""
+    found = [getattr(shared.cmd_opts, flag, None) for flag in flags]
+    every = [one for value in found for one in (value if isinstance(value, (list, tuple)) else [value])]
+    return [Path(folder) for folder in every if folder]
 
 
 def authorise_with(app: Any) -> Callable[[Request], None]:

@@ -11,6 +11,7 @@ from modules import extra_networks, script_callbacks, scripts
 from extension.hosts import a1111_embeddings, a1111_infotext
 from extension.hosts.a1111_builtin import BuiltIn, Ownership
 from extension.hosts.a1111_conditioning import Pass
+from extension.hosts.a1111_refresh import after_change
 from extension.hosts.a1111_sessions import Sessions
 from extension.hosts.a1111_settings import SCOPES, add_settings
 from extension.hosts.a1111_tab import add_tab
@@ -174,7 +175,7 @@ def wire(host: Any, make: Callable[[Any], Plugin] = Plugin) -> type:
         _PLUGINS.append(make(host))
     plugin = _PLUGINS[0]
     script_callbacks.on_ui_settings(lambda: add_settings(plugin.sync))
-    add_tab(host)
+    add_tab(host, lambda method: after_change(plugin.ownership, method))
     script_callbacks.on_before_ui(lambda: add_axis(scripts.scripts_data))
     script_callbacks.on_app_started(lambda demo, app: plugin.sync())
     script_callbacks.on_model_loaded(lambda model: plugin.sessions.detach())

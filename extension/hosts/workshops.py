@@ -43,7 +43,7 @@ def workshop_for(
     host: Host,
     checkpoints: Callable[[], Iterable[Path]],
     results: Callable[[str], Path | None],
-    changed: Callable[[], None] = lambda: None,
+    changed: Callable[[str], None] = lambda method: None,
     clip_skip: Callable[[], int | None] = lambda: None,
     folders: Callable[[], Sequence[Path]] = lambda: (),
     notes: Callable[[], list[str]] = list,

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Supervisor:
 
     Attributes:
         leases: what trainings have of the host's model; None where no host is concerned.
+        after_look: called after each look in the thread; what a host does with runs that are done.
     """
 
     def __init__(self, store: Store, environment: Environment) -> None:
@@ -67,6 +69,7 @@ class Supervisor:
         self._looking = threading.Lock()
         self._wake, self._end = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self.after_look: Callable[[], None] = lambda: None
 
     # --- the thread
 
@@ -92,6 +95,7 @@ class Supervisor:
         while not self._end.is_set():
             try:
                 self.look()
+                self.after_look()
             except Exception:  # the thread must outlive a full disk or a folder that is away for a while
                 _log.exception("Athanor could not look after its queue")
             self._wake.wait(SECONDS_BETWEEN_LOOKS)

@@ -47,6 +47,10 @@ class RunView:
         problems: why it ended, or why it does not begin; sentences.
         notes: what a person should know; nothing is wrong.
         live: `{"step", "time"}` of the newest snapshot that can be drawn with meanwhile; None where there is none.
+        best: the `best` event: `step`, `path`, `loss`, `prior`, `reason`, `why`; None before the end.
+        verdict: the `verdict` event, where its sheet is still there.
+        wants_publishing: its file is to be put where the host looks, when it is done.
+        published: as what it was put there (`name`, `file`); or `taken` and `free`, or `problems`, why it was not.
         actions: what can be asked of it now.
         generation: grows when steps were taken back, so that a client draws its curve anew.
     """
@@ -84,6 +88,10 @@ class RunView:
     plan: dict[str, Any] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     live: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    verdict: dict[str, Any] | None = None
+    wants_publishing: bool = False
+    published: dict[str, Any] | None = None
     actions: tuple[str, ...] = ()
     generation: int = 0
 
@@ -91,6 +99,15 @@ class RunView:
     def has_live(self) -> bool:
         """Whether it can be drawn with while it trains."""
         return self.method == "lora"
+
+    @property
+    def best_file(self) -> str:
+        """The output to use: the best one, else the last."""
+        files = [output["file"] for output in self.outputs]
+        if self.best and self.best.get("path") in files:
+            return str(self.best["path"])
+        results = [output["file"] for output in self.outputs if output["kind"] == "result"]
+        return next(iter([*results[-1:], *files[-1:]]), "")
 
     def as_dict(self, since: int = -1, generation: int | None = None, brief: bool = False) -> dict[str, Any]:
         """For JSON.
@@ -144,6 +161,8 @@ class Summary:
         self.live: dict[str, Any] | None = None
         self.attached: dict[str, Any] = {}
         self.is_paused = False
+        self.best: dict[str, Any] | None = None
+        self.verdict: dict[str, Any] | None = None
         self.generation = 0
         self._seconds: list[float] = []
 
@@ -242,6 +261,12 @@ class Summary:
 
     def _on_snapshot(self, event: dict[str, Any]) -> None:
         self.live = {"step": event.get("step"), "time": event.get("time")}
+
+    def _on_best(self, event: dict[str, Any]) -> None:
+        self.best = {name: value for name, value in event.items() if name not in ("event", "time")}
+
+    def _on_verdict(self, event: dict[str, Any]) -> None:
+        self.verdict = {name: value for name, value in event.items() if name != "event"}
 
     def _end(self, event: dict[str, Any], outcome: str) -> None:
         self.outcome, self.ended, self.eta, self.doing = outcome, event.get("time"), None, ""

@@ -130,8 +130,14 @@ def _known(run: Path, followed: _Followed) -> RunView:
         resumed_from=told.resumed_from, losses=list(told.losses), validations=list(told.validations),
         sharing=_sharing(run, told), is_paused=told.is_paused,
         samples=samples, outputs=outputs, notes=list(told.notes), plan=dict(told.plan),
-        live=told.live, log=reasons.log_tail(run / "log.txt"), generation=told.generation,
+        live=told.live, best=told.best, verdict=told.verdict if _has(run, told.verdict) else None,
+        wants_publishing=bool(job.get("publish")), published=read_json(run / "published.json"),
+        log=reasons.log_tail(run / "log.txt"), generation=told.generation,
     )  # fmt: skip
+
+
+def _has(run: Path, said: dict[str, Any] | None) -> bool:
+    return bool(said) and (run / str(said.get("path"))).is_file()
 
 
 def _judge(

@@ -22,7 +22,15 @@ def make_workshop(data: Path, environment: Environment | None = None) -> Worksho
     pictures.mkdir(parents=True, exist_ok=True)
     base = describe_base(EMBEDDED_BASE, loaded=True)
     shipped = ROOT / "assets" / "pictures"
-    return Workshop(Jobs(data / "runs", environment), pictures, lambda: [base], folders=lambda: [shipped])
+    places = {"lora": data / "Lora", "textual_inversion": data / "embeddings"}
+    return Workshop(
+        Jobs(data / "runs", environment),
+        pictures,
+        lambda: [base],
+        lambda: [places["lora"]],
+        lambda: [shipped],
+        places.get,
+    )
 
 
 def make_app(workshop: Workshop) -> Any:
@@ -53,7 +61,7 @@ def main() -> None:
     import uvicorn
 
     workshop = make_workshop(options.data.absolute())
-    workshop.jobs.start()
+    workshop.start()
     uvicorn.run(make_app(workshop), host="127.0.0.1", port=options.port, log_level="warning")
 
 

@@ -81,7 +81,7 @@ def make_app(studio: Studio, flags: dict[str, Any] | None = None, page: bool = T
     app = FastAPI(title="Athanor")
     add_api(app, studio, flags)
     workshop = add_training(app, studio)
-    app.state.athanor_jobs = workshop.jobs
+    app.state.athanor_workshop = workshop
     if page:
         from extension.hosts.embedded.page import add_page
 
@@ -102,7 +102,7 @@ def serve(options: argparse.Namespace) -> None:
 
     studio = Studio(_path(options.base), Places(_path(options.data_dir)), options.device)
     app = make_app(studio, {"port": port, "listen": options.host != "127.0.0.1"})
-    app.state.athanor_jobs.start()
+    app.state.athanor_workshop.start()
     shown = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
     if options.host not in ("127.0.0.1", "localhost", "::1"):

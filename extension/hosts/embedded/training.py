@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastapi import FastAPI
 
 from extension.api import add_routes
@@ -17,20 +15,18 @@ from extension.workshop import Workshop
 
 
 def add_training(app: FastAPI, studio: Studio) -> Workshop:
-    """Adds the routes and the tab's scripts; what waits is trained once the workshop's jobs are started."""
-
-    def results(method: str) -> Path | None:
-        # Adapters are found in the runs themselves.
-        places = studio.places
-        return {
-            "textual_inversion": places.embeddings,
-            "hypernetwork": places.hypernetworks,
-            "aesthetic_gradient": places.aesthetics,
-        }.get(method)
-
+    """Adds the routes and the tab's scripts; what waits is trained once the workshop is started."""
+    places, shipped = studio.places, [ROOT / "assets" / "pictures"]
+    folders = {
+        "lora": places.adapters,
+        "textual_inversion": places.embeddings,
+        "hypernetwork": places.hypernetworks,
+        "aesthetic_gradient": places.aesthetics,
+        "dreambooth": places.models,
+    }
     host = EmbeddedHost(studio)
     studio.library.live = live_files_of(host)
-    workshop = workshop_for(host, studio.bases, results, studio.rescan, folders=lambda: [ROOT / "assets" / "pictures"])
+    workshop = workshop_for(host, studio.bases, folders.get, lambda method: studio.rescan(), folders=lambda: shipped)
     workshop.jobs.borrow_from(EmbeddedLender(studio))
     studio.turn = workshop.jobs.turns.drawing
     add_routes(app, workshop)
