@@ -134,6 +134,11 @@ def take_commands(run: Path) -> set[str]:
     return {name for name in names if _take(control / name)}
 
 
+def take_command(run: Path, command: str) -> bool:
+    """Whether this one waits in the run folder; it is taken away, the others stay."""
+    return is_waiting(run, command) and _take(run / "control" / command)
+
+
 def _take(command: Path) -> bool:
     try:
         command.unlink(missing_ok=True)

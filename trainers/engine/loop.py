@@ -23,7 +23,7 @@ from trainers.engine.turns import Turns
 from trainers.engine.validation import held_out_loss
 from trainers.engine.verdict import draw_verdict
 from trainers.engine.writing import result_metadata
-from trainers.events import is_waiting, take_commands
+from trainers.events import is_waiting, take_command, take_commands
 
 SKIPS_BEFORE_ROLLBACK = 3
 ROLLBACKS_BEFORE_GIVING_UP = 3
@@ -342,6 +342,12 @@ class Loop:
             taken, expected = memory.human(facts["peak_bytes"]), memory.human(plan.peak_bytes)
             self.show.line(f"Memory: {taken} at most; {expected} were expected.")
 
+    def _while_paused(self) -> bool:
+        """Whether to pause no longer. The picture that is paused for may be drawn with a snapshot of this very run."""
+        if self.live.is_possible and take_command(self.s.folder.path, "snapshot"):
+            self._snapshot(SNAPSHOT, soon_busy=False)
+        return self._stop_is_waiting()
+
     def run(self) -> str:
         """Train to the end: "done", or "stopped" when that was asked for, or when the WebUI ended whose model is
         trained on. Raises `Diverged`."""
@@ -392,7 +398,7 @@ class Loop:
             if self.counters.step < total and self._between_steps():
                 self.s.events.emit("stopped", step=self.counters.step)
                 return "stopped"
-            self._turns.wait(lambda: self.stop_asked or is_waiting(self.s.folder.path, "stop"))
+            self._turns.wait(self._while_paused)
         self._snapshot(0, soon_busy=True)
         self.validate()
         self.draw_samples()
