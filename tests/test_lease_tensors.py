@@ -1,0 +1,107 @@
+"""A host's tensors as a base: every family, every naming, as views; and computing over another number format."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from tiny_models import tiny_modules
+
+from trainers.bases import export
+from trainers.bases.detect import inspect_base
+from trainers.bases.live import CannotAttach, live_base
+from trainers.bases.loader import load_base
+from trainers.bases.text import encode_prompts
+from trainers.engine.attached import compute_over
+from trainers.formats.families import FAMILIES
+from trainers.formats.live_tensors import Shared
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared on Linux only")
+
+
+def components_of(family: str, dtype: torch.dtype = torch.float32) -> dict:
+    """What a WebUI with a single file's names has in memory, the embeddings' wrapper taken off."""
+    modules = tiny_modules(family)
+    encoders = zip(modules.family.text_encoders, modules.text_encoders, strict=True)
+    parts = {"unet": export.unet_to_ldm(modules.family, export.canonical_state(modules.unet))}
+    parts |= {e.component: export.text_to_ldm(e, export.canonical_state(m)) for e, m in encoders}
+    parts["vae"] = export.vae_to_ldm(export.canonical_state(modules.vae))
+    with torch.inference_mode():
+        kept = {n: {k: t.clone().to(dtype) for k, t in part.items() if t.ndim} for n, part in parts.items()}
+    return {name: ("ldm", {k: t for k, t in part.items() if t.is_floating_point()}) for name, part in kept.items()}
+
+
+def attached(path, components, **more):
+    """(what shares them, the base over them), as two processes have it."""
+    shared = Shared(components)
+    return shared, live_base({**shared.description(**more)}, inspect_base(path))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_tensor_is_a_view_of_the_hosts(family, tiny_base):
+    components = components_of(family)
+    shared, live = attached(tiny_base(family), components)
+    ours = load_base(live.info.path, info=live.info, dtype=None)
+    file = load_base(tiny_base(family))
+    for name in (*FAMILIES[family].components, "vae"):
+        mine, theirs = ours.component(name).state_dict(), file.component(name).state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    with torch.inference_mode():
+        for _, tensors in components.values():
+            for tensor in tensors.values():
+                tensor.fill_(0.25)
+    for name in (*FAMILIES[family].components, "vae"):
+        for key, tensor in ours.component(name).named_parameters():
+            # SDXL's projection lies the other way round in open_clip: this one matrix is a copy.
+            assert key == "text_projection.weight" or bool((tensor == 0.25).all()), key
+    assert live.nbytes <= shared.nbytes
+    assert not any(parameter.is_inference() for parameter in ours.unet.parameters())
+
+
+def test_a_base_in_another_format_is_computed_over_in_place(tiny_base):
+    components = components_of("sd1", torch.float16)
+    _, live = attached(tiny_base("sd1"), components)
+    ours = load_base(live.info.path, info=live.info, dtype=None)
+    pointers = {p.data_ptr() for module in (ours.unet, *ours.text_encoders) for p in module.parameters() if p.ndim > 1}
+    for module in (ours.unet, *ours.text_encoders):
+        compute_over(module, torch.float32)
+    kept = {p.data_ptr() for module in (ours.unet, *ours.text_encoders) for p in module.parameters() if p.ndim > 1}
+    assert kept == pointers
+    same = load_base(tiny_base("sd1"), dtype=torch.float16)
+    for module in (same.unet, *same.text_encoders):
+        module.float()
+    answers = []
+    for base in (ours, same):
+        hidden = encode_prompts(base, ["a ball, red"], 1)[0].hidden[None]
+        latent = torch.linspace(-1, 1, 4 * 64).view(1, 4, 8, 8).requires_grad_()
+        out = base.unet(latent, torch.tensor([300]), hidden).sample
+        out.square().sum().backward()
+        answers.append((hidden.detach(), out.detach(), latent.grad))
+    assert answers[0][0].dtype == torch.float32
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(*answers, strict=True))
+
+
+def test_what_is_not_the_files_model_is_refused(tiny_base):
+    components = components_of("sd1")
+    components["unet"][1].popitem()
+    with pytest.raises(CannotAttach, match="unet"):
+        attached(tiny_base("sd1"), components)
+    components = components_of("sd1")
+    del components["text_encoder"]
+    with pytest.raises(CannotAttach, match="text_encoder"):
+        attached(tiny_base("sd1"), components)
+    components = components_of("sd1")
+    name, tensor = next(iter(components["unet"][1].items()))
+    components["unet"][1][name] = tensor.to(torch.int8)
+    with pytest.raises(CannotAttach, match="int8"):
+        attached(tiny_base("sd1"), components)
+
+
+def test_a_separate_autoencoder_serves_only_who_asks_for_it(tiny_base, tmp_path):
+    vae = tmp_path / "my vae.safetensors"
+    vae.write_bytes(b"")
+    _, live = attached(tiny_base("sd1"), components_of("sd1"), vae_file=str(vae))
+    assert live.has_vae_for(str(vae)) and not live.has_vae_for(None) and not live.has_vae_for(str(tmp_path / "x"))
+    _, live = attached(tiny_base("sd1"), components_of("sd1"), vae_file="")
+    assert live.has_vae_for(None) and not live.has_vae_for(str(vae))
