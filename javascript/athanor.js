@@ -39,9 +39,9 @@
 
   athanor.duration = function (seconds) {
     if (seconds === null || seconds === undefined || !isFinite(seconds)) return "";
-    if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
-    if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-    return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+    if (seconds < 90) return athanor.t("{0} s", Math.max(1, Math.round(seconds)));
+    const minutes = Math.round(seconds / 60);
+    return minutes < 90 ? athanor.t("{0} min", minutes) : athanor.t("{0} h {1} min", Math.floor(minutes / 60), minutes % 60);
   };
 
   athanor.size = function (bytes) {
@@ -71,11 +71,11 @@
     try {
       answer = await fetch(athanor.url(path), options);
     } catch (error) {
-      throw Object.assign(new Error("offline"), { problems: ["The WebUI does not answer. Is it still running?"] });
+      throw Object.assign(new Error("offline"), { problems: [athanor.t("The WebUI does not answer. Is it still running?")] });
     }
     const content = await answer.json().catch(() => ({}));
     if (answer.ok) return content;
-    const problems = content.problems || [content.detail || `The WebUI refused this (${answer.status}).`];
+    const problems = content.problems || [content.detail || athanor.t("The WebUI refused this ({0}).", answer.status)];
     throw Object.assign(new Error(problems[0]), { problems, status: answer.status });
   };
 
@@ -112,7 +112,7 @@
   athanor.help = function (text) {
     const id = `athanor-help-${Math.random().toString(36).slice(2)}`;
     return h("span", { class: "athanor-help" },
-      h("button", { type: "button", class: "athanor-mark", "aria-label": "What is this?", "aria-describedby": id }, "?"),
+      h("button", { type: "button", class: "athanor-mark", "aria-label": athanor.t("What is this?"), "aria-describedby": id }, "?"),
       h("span", { class: "athanor-bubble", role: "tooltip", id }, text));
   };
 
@@ -127,7 +127,7 @@
     athanor.waitingText = prompt ? null : text;
     if (!prompt) {
       if (navigator.clipboard) await navigator.clipboard.writeText(text).catch(() => {});
-      athanor.say(`Copied, and put into the prompt as soon as it is shown: ${text}`);
+      athanor.say(athanor.t("Copied, and put into the prompt as soon as it is shown: {0}", text));
       return;
     }
     if (!prompt.value.includes(text)) {
@@ -135,7 +135,7 @@
       Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(prompt, joined);
       prompt.dispatchEvent(new Event("input", { bubbles: true }));
     }
-    athanor.say(`In the prompt of “txt2img”: ${text}`);
+    athanor.say(athanor.t("In the prompt of “txt2img”: {0}", text));
   };
 
   /** Puts a run's file where the host finds it, then its tag (and the trigger word) into the prompt. */
@@ -178,7 +178,7 @@
       names.map((name) => h("button", {
         type: "button", role: "tab", id: `athanor-to-${name}`, "aria-controls": `athanor-screen-${name}`,
         onclick: () => athanor.show(name),
-      }, TITLES[name])));
+      }, athanor.t(TITLES[name]))));
     const panels = names.map((name) =>
       h("section", { id: `athanor-screen-${name}`, class: "athanor-screen", role: "tabpanel",
         "aria-labelledby": `athanor-to-${name}`, hidden: true }));
@@ -193,6 +193,10 @@
     return Boolean(root && root.offsetParent && document.visibilityState === "visible");
   };
 
+  // What the other scripts bring; some hosts load them in any order, and after the tab is there.
+  const PARTS = ["setupBanner", "labelled", "drawOptions", "plot", "beforePanel", "picturePlace", "ribbon", "methodChooser", "presetRow"];
+  const isWhole = () => ORDER.every((name) => athanor.screens[name]) && PARTS.every((name) => athanor[name]);
+
   function mount() {
     if (athanor.waitingText && findPrompt()) {
       const text = athanor.waitingText;
@@ -200,7 +204,7 @@
       setTimeout(() => athanor.useInPrompt(text), 300); // after its own first value
     }
     const root = document.getElementById("athanor");
-    if (root && !root.querySelector(".athanor-tabs") && Object.keys(athanor.screens).length === ORDER.length) build(root);
+    if (root && !root.querySelector(".athanor-tabs") && isWhole()) build(root);
   }
 
   // Hosts make a tab's content whenever they like, some of them anew.
@@ -211,5 +215,6 @@
     requestAnimationFrame(() => { waiting = false; mount(); });
   }).observe(document.documentElement, { childList: true, subtree: true });
   document.addEventListener("DOMContentLoaded", mount);
+  setInterval(mount, 1000); // a script that comes last changes nothing in the page
   athanor.mount = mount;
 })();

@@ -3,6 +3,7 @@
 (function () {
   const athanor = (window.athanor = window.athanor || {});
 
+  const t = (...words) => athanor.t(...words);
   const PLACEHOLDERS = { sample_prompts: "one on each line; empty draws the trigger word" };
 
   /** A field with a label that belongs to it, and help where there is some. */
@@ -12,6 +13,9 @@
     return h("div", { class: "athanor-field" },
       h("div", { class: "athanor-label" }, h("label", { for: input.id }, text), help ? athanor.help(help) : ""), input, more || "");
   };
+
+  /** An option's name as words, in the person's language. */
+  athanor.optionTitle = (name) => t(name.replaceAll("_", " "));
 
   /** What an option is while nobody changes it: the recipe's value, else its default. */
   const standing = (option, state) => (option.name in state.recipe ? state.recipe[option.name] : option.default);
@@ -28,7 +32,7 @@
   function chooser(option, value) {
     const h = athanor.h;
     const words = option.kind === "bool" ? ["", "true", "false"] : option.choices;
-    const titles = { "": "as the model says", true: "yes", false: "no" };
+    const titles = { "": t("as the model says"), true: t("yes"), false: t("no") };
     return h("select", {}, words.map((word) =>
       h("option", { value: word, selected: word === shown(option, value) }, option.kind === "bool" ? titles[word] : word)));
   }
@@ -37,10 +41,10 @@
     const h = athanor.h;
     if (option.kind === "bool" && !option.optional) return h("input", { type: "checkbox", checked: Boolean(value) });
     if (option.kind === "choice" || option.kind === "bool") return chooser(option, value);
-    if (option.kind === "list") return h("textarea", { rows: 2, value: shown(option, value), placeholder: PLACEHOLDERS[option.name] || "one on each line" });
-    const range = option.minimum !== null && option.maximum !== null ? `${option.minimum} to ${option.maximum}` : "";
+    if (option.kind === "list") return h("textarea", { rows: 2, value: shown(option, value), placeholder: t(PLACEHOLDERS[option.name] || "one on each line") });
+    const range = option.minimum !== null && option.maximum !== null ? t("{0} to {1}", option.minimum, option.maximum) : "";
     return h("input", { type: "text", inputmode: ["int", "float"].includes(option.kind) ? "decimal" : false,
-      value: shown(option, value), placeholder: option.optional ? "not set" : range });
+      value: shown(option, value), placeholder: option.optional ? t("not set") : range });
   }
 
   function read(option, input) {
@@ -53,14 +57,14 @@
 
   function fieldFor(option, state, changed) {
     const input = inputFor(option, option.name in state.changed ? state.changed[option.name] : standing(option, state));
-    const reset = athanor.h("button", { type: "button", class: "athanor-reset", title: "Back to the recipe's value", onclick: () => {
+    const reset = athanor.h("button", { type: "button", class: "athanor-reset", title: t("Back to the recipe's value"), onclick: () => {
       delete state.changed[option.name];
       field.replaceWith(fieldFor(option, state, changed));
       changed();
-    } }, "undo");
-    const title = option.name.replaceAll("_", " ");
-    const field = athanor.labelled(title + (option.unit && !title.includes(option.unit) ? ` (${option.unit})` : ""), option.help, input, reset);
-    field.dataset.words = `${option.name} ${title} ${option.help}`.toLowerCase();
+    } }, t("undo"));
+    const title = athanor.optionTitle(option.name), help = t(option.help);
+    const field = athanor.labelled(title + (option.unit && !option.name.includes(option.unit) ? ` (${t(option.unit)})` : ""), help, input, reset);
+    field.dataset.words = `${option.name} ${option.name.replaceAll("_", " ")} ${title} ${help}`.toLowerCase();
     const mark = () => field.classList.toggle("athanor-changed", option.name in state.changed);
     input.addEventListener("change", () => {
       const now = read(option, input);
@@ -85,7 +89,7 @@
       groups.get(option.group).push(fieldFor(option, state, changed));
     }
     athanor.fill(place, [...groups].map(([title, fields]) =>
-      h("fieldset", {}, h("legend", {}, title), h("div", { class: "athanor-grid" }, fields))));
+      h("fieldset", {}, h("legend", {}, t(title)), h("div", { class: "athanor-grid" }, fields))));
   };
 
   /** Shows the fields whose name or help holds the words, or only the changed ones. */

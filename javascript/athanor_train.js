@@ -1,110 +1,82 @@
-// Train: three questions and a recipe; everything else, from the schema, under Expert.
+// Train: three questions, the base model, and everything else from the schema under Expert. What is known before the start
+// is beside it (athanor_before.js), methods are chosen between in athanor_methods.js, and forms are kept in athanor_keeping.js.
 "use strict";
 (function () {
   const athanor = (window.athanor = window.athanor || {});
   athanor.screens = athanor.screens || {};
+  const t = (...words) => athanor.t(...words);
   let h, parts;
-  const METHODS = {
-    lora: "LoRA: a small file beside the model",
-    textual_inversion: "Textual Inversion: a new word, smallest file",
-    dreambooth: "DreamBooth: a whole model of its own, largest file",
-    hypernetwork: "Hypernetwork (older method)",
-    aesthetic_gradient: "Aesthetic Gradient (older method)",
+  const ICONS = {
+    person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8Zm-7 8c0-3.9 3.1-6 7-6s7 2.1 7 6",
+    "anime-character": "M12 3l2.3 5.7L20 9.3l-4.4 3.9L17 19l-5-3.2L7 19l1.4-5.8L4 9.3l5.7-.6L12 3Z",
+    style: "M4 20c3 0 4-1.500 4-3.500A2.500 2.500 0 0 1 13 16.500C13 19 9 20 4 20ZM11 13l7.500-8.500a1.400 1.400 0 0 1 2 2L12.500 14",
+    object: "M12 3l8 4.500v9L12 21l-8-4.500v-9L12 3Zm0 9l8-4.500M12 12v9M12 12L4 7.500",
   };
-  const HINTS = {
-    person: "A face and body, from 10 to 40 photographs.",
-    "anime-character": "A character that is drawn the same way in every picture.",
-    style: "How pictures look, whatever they show.",
-    object: "One thing: a toy, a logo, a piece of furniture.",
-  };
-  const PACES = { quick: "Quick, to try it", balanced: "Balanced", thorough: "Thorough" };
-  const ASKED = ["name", "trigger", "base", "data"]; // questions of their own, above
-  const state = { purpose: "object", pace: "balanced", method: "lora", preset: "", recipe: {}, changed: {}, schema: [] };
+  const FAMILIES = { sd1: "Stable Diffusion 1", sd2: "Stable Diffusion 2", sdxl: "SDXL" };
+  const ASKED = ["name", "trigger", "base", "data", "init_from"]; // questions of their own, above
+  const STARTS = ["lora", "textual_inversion"]; // methods that can go on from a file
+  const form = (athanor.form = { purpose: "object", pace: "balanced", method: "lora", preset: "", memory: null, pictures: null,
+    recipe: {}, changed: {}, schema: [], overridden: new Set(), own: [] });
 
   // ---- the questions
 
-  function question(title, help, ...content) {
-    return h("div", { class: "athanor-question" }, h("h3", {}, title, help ? athanor.help(help) : ""), content);
-  }
-
-  function choices(name, labels, chosen, pick, hints) {
-    return h("div", { class: "athanor-choices", role: "radiogroup" },
-      Object.entries(labels).map(([value, label]) => h("label", { class: "athanor-choice" },
-        h("input", { type: "radio", name: `athanor-${name}`, value, checked: value === chosen, onchange: () => pick(value) }),
-        h("span", {}, h("b", {}, label), hints ? h("small", {}, hints[value]) : ""))));
-  }
-
   const labelled = (...words) => athanor.labelled(...words);
+
+  function question(number, title, help, ...content) {
+    const id = `athanor-question-${number || title}`.replace(/\W+/g, "-");
+    return h("section", { class: "athanor-question", "aria-labelledby": id },
+      h("h3", { id }, number ? h("span", { class: "athanor-number", "aria-hidden": "true" }, number) : "", title, help ? athanor.help(help) : ""), content);
+  }
+
+  function choices(name, label, entries, chosen, pick) {
+    return h("div", { class: `athanor-choices athanor-${name}`, role: "radiogroup", "aria-label": label },
+      entries.map(({ value, title, hint, icon }) => h("label", { class: "athanor-choice" },
+        h("input", { type: "radio", name: `athanor-${name}`, value, checked: value === chosen, onchange: () => pick(value) }),
+        icon ? h("svg", { viewBox: "0 0 24 24", class: "athanor-icon", "aria-hidden": "true" }, h("path", { d: icon })) : "",
+        h("span", {}, h("b", {}, title), h("small", { "data-of": value }, hint || "")))));
+  }
 
   function build(panel) {
     h = athanor.h;
-    parts = { panel };
-    parts.base = h("select", { onchange: compose });
-    parts.data = h("input", { type: "text", placeholder: "Full path of a folder", list: "athanor-folders",
-      onchange: () => { suggestName(); forget(); } });
+    parts = form.parts = { panel };
+    parts.base = h("select", { onchange: () => { describeBase(); compose(); } });
+    parts.facts = h("p", { class: "athanor-chips" });
+    parts.data = h("input", { type: "text", placeholder: t("Full path of a folder"), list: "athanor-folders", onchange: lookAtPictures });
     parts.folders = h("datalist", { id: "athanor-folders" });
-    parts.trigger = h("input", { type: "text", autocomplete: "off", placeholder: "for example: sks basketball",
-      oninput: suggestName });
+    parts.trigger = h("input", { type: "text", autocomplete: "off", placeholder: t("for example: sks basketball"), oninput: suggestName });
     parts.name = h("input", { type: "text", autocomplete: "off", oninput: () => { parts.name.dataset.own = "1"; forget(); } });
-    parts.drop = dropPlace();
-    parts.purposes = h("div");
-    parts.survey = h("div", { class: "athanor-survey", "aria-live": "polite" });
-    parts.start = h("button", { type: "button", class: "athanor-primary", onclick: submit }, "Train");
-    parts.check = h("button", { type: "button", onclick: check }, "Look before starting");
+    parts.purposes = h("div", { class: "athanor-hold-purposes" });
+    parts.paces = h("div", { class: "athanor-hold-paces" });
+    parts.seen = h("div", { class: "athanor-seen", "aria-live": "polite" });
+    parts.init_from = h("select", { onchange: forget });
+    parts.memory = h("select", { onchange: () => { form.memory = Number(parts.memory.value) || null; compose(); } });
+    parts.changes = h("div", { "aria-live": "polite" });
+    parts.methods = h("select", { onchange: () => chooseMethod(parts.methods.value) });
     parts.recipe = h("p", { class: "athanor-recipe" });
     parts.expert = h("div", { class: "athanor-options" });
-    athanor.fill(panel, h("div", { class: "athanor-columns" },
-      h("div", { class: "athanor-form" }, questions(), expert()),
-      h("div", { class: "athanor-side" }, h("h3", {}, "Before you start"), parts.survey,
-        h("div", { class: "athanor-buttons" }, parts.check, parts.start))));
-    forget();
-    load().catch((error) => athanor.fill(parts.survey, athanor.problems(error.problems || [String(error)])));
+    athanor.fill(panel, h("div", { class: "athanor-columns athanor-training" },
+      h("div", { class: "athanor-form" }, questions(), expert()), athanor.beforePanel(form)));
+    load().catch((error) => athanor.refused(error));
   }
 
   function questions() {
+    const chooser = athanor.methodChooser(form, chooseMethod);
     return [
-      question("1 · What do you want to teach?", "", parts.purposes,
-        labelled("Pictures", "A folder with pictures of it; a text file of the same name beside a picture is its caption (what can be seen in it).", parts.data, [parts.folders, parts.drop])),
-      question("2 · Which word shall stand for it?", "The trigger word: written in a prompt, it calls up what was learned. Best is one that the model does not know yet.",
-        h("div", { class: "athanor-pair" }, labelled("Trigger word", "", parts.trigger),
-          labelled("Name of the result", "The file's name, and what is written between < > in a prompt.", parts.name))),
-      question("3 · How long may it take?", "More steps learn more, and forget more of what the model knew.",
-        choices("pace", PACES, state.pace, (value) => { state.pace = value; compose(); })),
-      question("Base model", "The model that is taught. What is trained works with it and with its relatives.", parts.base),
+      question("1", t("What do you want to teach?"), "", parts.purposes,
+        labelled(t("Pictures"), t("A folder with pictures of it; a text file of the same name beside a picture is its caption (what can be seen in it)."),
+          parts.data, [parts.folders, athanor.picturePlace(form, lookAtPictures), parts.seen])),
+      question("2", t("Which word shall stand for it?"), t("The trigger word: written in a prompt, it calls up what was learned. Best is one that the model does not know yet."),
+        h("div", { class: "athanor-pair" }, labelled(t("Trigger word"), "", parts.trigger, athanor.ribbon(parts.trigger)),
+          labelled(t("Name of the result"), t("The file's name, and what is written between < > in a prompt."), parts.name))),
+      question("3", t("How long may it take?"), t("The longer, the more often each picture is shown: more is learned, and more of what the model knew is forgotten."), parts.paces),
+      question("", t("On which model, and how?"), "",
+        labelled(t("Base model"), t("The model that is taught. What is trained works with it and with its relatives."), parts.base, parts.facts),
+        h("div", { class: "athanor-pair athanor-three" },
+          labelled(t("Method"), t("What kind of file comes out, and how much of the model learns."), parts.methods, chooser.button),
+          labelled(t("Graphics memory"), t("Splits the work so that it fits. The pictures of one step stay together, so the result is the same unless it says otherwise below."), parts.memory),
+          labelled(t("Start from"), t("An existing file of the same kind, to go on teaching it."), parts.init_from)),
+        parts.changes, chooser.panel),
     ];
-  }
-
-  function dropPlace() {
-    const input = h("input", { type: "file", accept: "image/*", multiple: true, class: "athanor-file", "aria-label": "Choose pictures",
-      onchange: () => upload([...input.files]) });
-    const place = h("label", { class: "athanor-drop" }, input, h("span", {}, "or drop pictures here, or click to choose them"));
-    place.addEventListener("dragover", (event) => { event.preventDefault(); place.classList.add("athanor-over"); });
-    place.addEventListener("dragleave", () => place.classList.remove("athanor-over"));
-    place.addEventListener("drop", (event) => {
-      event.preventDefault();
-      place.classList.remove("athanor-over");
-      upload([...event.dataTransfer.files]);
-    });
-    return place;
-  }
-
-  async function upload(files) {
-    const folder = parts.name.value.trim() || parts.trigger.value.trim() || "pictures";
-    const said = parts.drop.querySelector("span");
-    let done = 0, last = null;
-    const refused = [];
-    for (const file of files) {
-      said.textContent = `Copying ${++done} of ${files.length} …`;
-      const query = new URLSearchParams({ folder, name: file.name });
-      try {
-        last = await athanor.api(`data/upload?${query}`, file, true);
-      } catch (error) {
-        refused.push(...error.problems);
-      }
-    }
-    said.textContent = last ? `${athanor.count(files.length - refused.length, "picture")} copied` : "or drop pictures here, or click to choose them";
-    if (refused.length) athanor.say(...refused.slice(0, 4));
-    if (last) { parts.data.value = last.folder; suggestName(); forget(); }
   }
 
   function suggestName() {
@@ -114,147 +86,201 @@
     parts.name.value = words.replace(/[<>:"/\\|?*]+/g, " ").trim().replace(/\s+/g, "-");
   }
 
-  // ---- the recipe
+  // ---- what there is
 
   async function load() {
     const [bases, recipes, me] = await Promise.all([athanor.api("bases"), athanor.api("recipes"), athanor.api("me")]);
-    athanor.fill(parts.base, bases.bases.map((base) => h("option", { value: base.path },
-      base.title + (base.loaded ? " (loaded now)" : ""))));
+    Object.assign(form, { bases: bases.bases, clipSkip: bases.clip_skip, known: recipes, own: recipes.own, memory: recipes.memory.own });
+    athanor.fill(parts.base, form.bases.map((base) => h("option", { value: base.path }, base.loaded ? t("{0} (loaded now)", base.title) : base.title)));
     athanor.fill(parts.folders, me.roots.map((root) => h("option", { value: root })));
-    athanor.fill(parts.purposes, choices("purpose", recipes.purposes, state.purpose,
-      (value) => { state.purpose = value; state.preset = ""; compose(); }, HINTS));
-    athanor.fill(parts.preset, h("option", { value: "" }, "As answered above"),
-      recipes.presets.map((preset) => h("option", { value: preset.name, title: preset.about }, preset.name)));
+    drawChoices();
+    const entries = Object.entries(recipes.methods), option = ([name, each]) => h("option", { value: name }, t(each.title));
+    const older = entries.filter((entry) => entry[1].older);
+    athanor.fill(parts.methods, entries.filter((entry) => !entry[1].older).map(option), older.length ? h("optgroup", { label: t("Older methods") }, older.map(option)) : "");
+    drawMemory();
+    athanor.drawPresets(form);
+    describeBase();
     if (me.problem) athanor.say(me.problem);
-    await compose();
+    await Promise.all([compose(), startingPoints()]);
   }
 
-  async function compose() {
+  function drawChoices() {
+    const { purposes, paces } = form.known;
+    athanor.fill(parts.purposes, choices("purpose", t("What do you want to teach?"),
+      Object.entries(purposes).map(([value, each]) => ({ value, title: t(each.title), hint: t(each.hint), icon: ICONS[value] })),
+      form.purpose, (value) => { form.purpose = value; form.preset = ""; compose(); drawSeen(); }));
+    athanor.fill(parts.paces, choices("pace", t("How long may it take?"),
+      Object.entries(paces).map(([value, each]) => ({ value, title: t(each.title), hint: t(each.hint) })),
+      form.pace, (value) => { form.pace = value; compose(); }));
+  }
+
+  function drawMemory() {
+    const { classes, own, bytes } = form.known.memory;
+    const plain = bytes ? t("Not limited") : t("Trained on the processor");
+    athanor.fill(parts.memory, h("option", { value: "" }, plain), classes.map((size) =>
+      h("option", { value: size }, size === own ? t("{0} GB (this machine)", size) : `${size} GB`)));
+    parts.memory.value = form.memory || "";
+  }
+
+  function describeBase() {
+    const base = (form.bases || []).find((each) => each.path === parts.base.value);
+    if (!base) return athanor.fill(parts.facts, t("There is no base model yet: put one into the WebUI's models folder."));
+    const chip = (text, help) => h("span", { class: "athanor-chip" }, text, help ? athanor.help(help) : "");
+    const predicts = { epsilon: t("predicts noise"), v: t("predicts velocity (v)") }[base.prediction] || t("prediction found before training");
+    const skip = form.clipSkip ? t("clip skip {0} (the WebUI's)", form.clipSkip) : t("clip skip of its family");
+    athanor.fill(parts.facts, chip(FAMILIES[base.family] || t("family found before training")),
+      chip(predicts, t("Models are made to guess either the noise in a picture or its velocity; training has to know which.")),
+      chip(base.vae ? t("autoencoder: {0}", base.vae) : t("its own autoencoder"), t("The part that turns pictures into the model's own small form and back (VAE).")),
+      chip(skip, t("Which layer of the text encoder is read, counted from the end. It is kept in the file; another can be set under Expert.")));
+  }
+
+  async function startingPoints() {
+    const can = STARTS.includes(form.method), was = parts.init_from.value;
+    const files = can ? (await athanor.api(`starting-points?method=${form.method}`)).files : [];
+    athanor.fill(parts.init_from, h("option", { value: "" }, can ? t("Nothing: from the beginning") : t("Not with this method")),
+      files.map((file) => h("option", { value: file.path }, file.title)));
+    parts.init_from.disabled = !can;
+    if (files.some((file) => file.path === was)) parts.init_from.value = was;
+  }
+
+  /** Whoever needs the whole form waits until nothing is on its way. */
+  form.settled = async function () {
+    for (let seen = null; seen !== form.pending;) { seen = form.pending; await seen; }
+  };
+
+  function lookAtPictures() {
+    form.pending = countPictures();
+    return form.pending;
+  }
+
+  async function countPictures() {
+    suggestName();
+    form.seen = null;
+    form.pictures = null;
+    const folder = parts.data.value.trim();
+    try {
+      form.seen = folder ? await athanor.api(`data?${new URLSearchParams({ folder })}`) : null;
+      form.pictures = form.seen ? form.seen.pictures.length + (form.seen.left_out || 0) : null;
+    } catch (error) {
+      form.seen = { refused: error.problems };
+    }
+    drawSeen();
+    await composeNow();
+  }
+
+  const drawSeen = () => athanor.drawSeen(form, lookAtPictures);
+
+  // ---- the recipe
+
+  async function chooseMethod(method) {
+    form.method = method;
+    form.changed = {};
+    form.preset = "";
+    await Promise.all([compose(), startingPoints().catch((error) => athanor.refused(error))]);
+  }
+
+  function compose() {
+    form.pending = composeNow();
+    return form.pending;
+  }
+
+  async function composeNow() {
     forget();
     if (!parts.base.value) return;
-    const wanted = { base: parts.base.value, purpose: state.purpose, pace: state.pace, method: state.method, preset: state.preset };
+    const wanted = { base: parts.base.value, purpose: form.purpose, pace: form.pace, method: form.method, preset: form.preset, memory: form.memory, pictures: form.pictures };
+    const turn = (form.turn = (form.turn || 0) + 1);
     try {
-      const [made, schema] = await Promise.all([athanor.api("recipes/compose", wanted), athanor.api(`schema?method=${state.method}`)]);
-      state.recipe = made.values;
-      if (!parts.methods.options.length) {
-        athanor.fill(parts.methods, schema.methods.map((method) => h("option", { value: method }, METHODS[method] || method)));
-      }
-      parts.methods.value = state.method;
-      state.schema = schema.options;
-      athanor.fill(parts.recipe, `Recipe: ${made.preset}. `, h("span", {}, made.about));
+      const [made, schema] = await Promise.all([athanor.api("recipes/compose", wanted), athanor.api(`schema?method=${form.method}`)]);
+      if (turn !== form.turn) return; // another answer came meanwhile
+      Object.assign(form, { recipe: made.values, made, schema: schema.options });
+      parts.methods.value = form.method;
+      athanor.fill(parts.recipe, made.preset ? t("Recipe: {0}.", made.preset) : t("Recipe: the method's own values."), " ", h("span", {}, made.about));
+      drawTimes();
+      athanor.fill(parts.changes, Object.keys(made.changes).length ? [h("p", { class: "athanor-quiet" }, t("To fit into {0} GB, this changes the result:", form.memory)),
+        athanor.problems(Object.values(made.changes).map((sentence) => t(sentence)), "note")] : "");
       drawOptions();
+      athanor.beforeFacts(form);
     } catch (error) {
-      athanor.fill(parts.survey, athanor.problems(error.problems || [String(error)]));
+      athanor.refused(error);
     }
   }
 
-  function job() {
-    const values = { ...state.recipe, ...state.changed, method: state.method };
+  /** "about 12 min" under each pace; the hint stays, so that nothing moves. */
+  function drawTimes() {
+    for (const [pace, time] of Object.entries(form.made.paces)) {
+      const place = parts.paces.querySelector(`small[data-of="${pace}"]`), hint = t(form.known.paces[pace].hint);
+      athanor.fill(place, hint, h("span", { class: "athanor-time" }, athanor.timeText(time)));
+    }
+  }
+
+  /** A duration, called an estimate until steps like these were measured on this machine. */
+  athanor.timeText = function (time) {
+    if (!time || !time.seconds) return t("time not known");
+    const round = time.seconds < 90 ? 10 : 60; // an estimate in single seconds would be a lie
+    return time.measured ? athanor.duration(time.seconds) : t("about {0} (estimate)", athanor.duration(Math.ceil(time.seconds / round) * round));
+  };
+
+  form.job = function () {
+    const values = { ...form.recipe, ...form.changed, method: form.method };
     for (const name of ASKED) if (parts[name].value.trim()) values[name] = parts[name].value.trim();
-    const known = new Set(["method", ...state.schema.map((option) => option.name)]);
+    const known = new Set(["method", ...form.schema.map((option) => option.name)]);
     const trigger = parts.trigger.value.trim();
     if (!("sample_prompts" in values) && trigger) values.sample_prompts = [trigger, `${trigger}, outdoors`];
+    if (form.overridden.size) values.override_checks = [...form.overridden];
+    if (form.method === "textual_inversion") delete values.trigger; // an embedding's word is its name
     return Object.fromEntries(Object.entries(values).filter(([name]) => known.has(name)));
-  }
-
-  // ---- before the start
+  };
 
   function forget() {
-    state.key = athanor.newKey();
-    if (!parts.survey) return;
-    athanor.fill(parts.survey, h("p", { class: "athanor-quiet" },
-      "“Look before starting” counts pictures and captions, and says how much memory and time it will take."));
-  }
-
-  async function check() {
-    athanor.fill(parts.survey, h("p", { class: "athanor-quiet" }, "Looking at the pictures and the model …"));
-    await athanor.busy(parts.check, async () => {
-      try {
-        showSurvey(await athanor.api("check", { job: job() }));
-      } catch (error) {
-        athanor.fill(parts.survey, athanor.problems(error.problems || [String(error)]));
-      }
-    });
-  }
-
-  function row(label, value, help) {
-    return h("tr", {}, h("th", { scope: "row" }, label, help ? athanor.help(help) : ""), h("td", {}, value));
-  }
-
-  function showSurvey(found) {
-    const facts = found.facts, memory = facts.memory;
-    const time = found.seconds ? `about ${athanor.duration(found.seconds)} (estimated from “${found.seconds_from}”)`
-      : "not known yet: nothing like it was trained here so far";
-    const free = memory.free_bytes ? ` of ${athanor.size(memory.free_bytes)} free` : "";
-    const folders = facts.folders.map((folder) => row(
-      `Pictures ${folder.purpose}`, `${folder.pictures}, ${folder.captioned} with captions` +
-        (folder.skipped.length ? `, ${athanor.count(folder.skipped.length, "file")} skipped` : "")));
-    const skipped = facts.folders.flatMap((folder) => folder.skipped.map((each) => `${each.file}: ${each.reason}`));
-    const notes = facts.folders.flatMap((folder) => folder.notes);
-    athanor.fill(parts.survey,
-      h("table", {}, h("tbody", {},
-        row("Model", `${facts.title}, ${facts.resolution} px`), folders,
-        row("Steps", `${facts.steps_are_exact ? "" : "about "}${facts.steps}, showing ${facts.exposures} pictures`,
-          "One step shows the model a few pictures and changes what is learned a little."),
-        row("Time", time), row("Memory", `${athanor.size(memory.peak_bytes)}${free}`),
-        facts.sharing ? row(athanor.t("Shared"), athanor.t(facts.sharing.reason)) : "",
-        row("Trained on", facts.device === "cpu" ? "the processor (slow)" : "the graphics card"))),
-      memory.fits ? "" : athanor.problems(["This may not fit into the memory. Choose a lower resolution or batch size."]),
-      athanor.problems(skipped.slice(0, 6), "note"), athanor.problems(notes, "note"),
-      memory.fits ? h("p", { class: "athanor-good" }, "Ready to train.") : "");
-  }
-
-  async function submit() {
-    await athanor.busy(parts.start, async () => {
-      try {
-        const made = await athanor.api("jobs", { job: job(), key: state.key });
-        state.key = athanor.newKey();
-        athanor.openRun(made.id);
-      } catch (error) {
-        athanor.fill(parts.survey, athanor.problems(error.problems || [String(error)]));
-      }
-    });
+    form.key = athanor.newKey();
+    athanor.beforeForget(form);
   }
 
   // ---- expert
 
   function expert() {
-    parts.methods = h("select", { onchange: () => { state.method = parts.methods.value; state.changed = {}; compose(); } });
-    parts.preset = h("select", { onchange: () => { state.preset = parts.preset.value; compose(); } });
-    parts.search = h("input", { type: "search", placeholder: "Find an option, for example: learning", oninput: filter });
+    parts.search = h("input", { type: "search", placeholder: t("Find an option, for example: learning"), oninput: filter });
     parts.changedOnly = h("input", { type: "checkbox", onchange: filter });
-    return h("details", { class: "athanor-expert" }, h("summary", {}, "Expert: every option"), parts.recipe,
-      h("div", { class: "athanor-pair athanor-three" },
-        labelled("Method", "What kind of file comes out.", parts.methods),
-        labelled("Recipe", "Values that go together; your own changes stay.", parts.preset),
-        labelled("Search", "", parts.search)),
-      h("label", { class: "athanor-check" }, parts.changedOnly, " only what I changed"), parts.expert);
+    return h("details", { class: "athanor-expert" }, h("summary", {}, t("Expert: every option")), parts.recipe,
+      athanor.presetRow(form, { take, compose: () => compose() }), h("div", { class: "athanor-row athanor-find" },
+        labelled(t("Search"), "", parts.search), h("label", { class: "athanor-check" }, parts.changedOnly, " ", t("only what I changed"))), parts.expert);
   }
 
   function drawOptions() {
-    athanor.drawOptions(parts.expert, state, ASKED, forget);
+    athanor.drawOptions(parts.expert, form, [...ASKED, "override_checks"], () => { forget(); athanor.beforeFacts(form); });
     filter();
   }
 
   const filter = () => athanor.filterOptions(parts.expert, parts.search.value, parts.changedOnly.checked);
 
-  /** Fills the form from another run's options. */
-  async function take(values) {
-    state.method = values.method || "lora";
-    for (const name of ASKED) if (values[name]) parts[name].value = values[name];
-    parts.name.dataset.own = "1";
-    state.changed = {};
-    await compose();
-    for (const option of state.schema) {
-      const has = option.name in values && !ASKED.includes(option.name);
-      if (has && athanor.differs(option, values[option.name], state)) state.changed[option.name] = values[option.name];
+  /** Fills the form with a job's options; `answers` are what was asked before the recipe was made. */
+  async function take(values, answers) {
+    for (const name of ["purpose", "pace", "memory"]) if (answers && answers[name]) form[name] = answers[name];
+    form.method = values.method || "lora";
+    form.preset = "";
+    form.overridden.clear();
+    drawChoices();
+    parts.memory.value = form.memory || "";
+    await startingPoints().catch(() => {});
+    for (const name of ASKED) if (values[name] && (name !== "base" || form.bases.some((base) => base.path === values.base))) parts[name].value = values[name];
+    if (values.name) parts.name.dataset.own = "1";
+    form.changed = {};
+    describeBase();
+    await (values.data ? lookAtPictures() : compose());
+    for (const option of form.schema) {
+      const has = option.name in values && !ASKED.includes(option.name) && option.name !== "override_checks";
+      if (has && athanor.differs(option, values[option.name], form)) form.changed[option.name] = values[option.name];
     }
     drawOptions();
+    athanor.beforeFacts(form);
+    parts.trigger.dispatchEvent(new Event("athanor-set"));
     athanor.show("train");
-    athanor.say("The form holds the options of that run; change what you like, then train.");
   }
 
-  athanor.fillForm = take;
-  athanor.useFolder = function (folder) { parts.data.value = folder; suggestName(); athanor.show("train"); };
+  athanor.fillForm = async function (values, answers) {
+    await take(values, answers);
+    athanor.say(t("The form holds the options of that run; change what you like, then train."));
+  };
+  athanor.useFolder = function (folder) { parts.data.value = folder; athanor.show("train"); return lookAtPictures(); };
   athanor.screens.train = { build };
 })();

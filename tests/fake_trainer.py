@@ -74,7 +74,27 @@ def train(run: Path, resuming: bool) -> int:
     return 0
 
 
+def check(job: dict) -> int:
+    """A job whose `comment` says do=stop has a red finding."""
+    checks = [{"id": "captions", "severity": "ok", "text": "Fine.", "pictures": [], "what_to_do": ""}]
+    if _wishes(job).get("do") == "stop":
+        checks.insert(
+            0, {"id": "amount", "severity": "stop", "text": "Too few.", "pictures": ["0.png"], "what_to_do": "More."}
+        )
+    folder = {"purpose": "", "pictures": 3, "captioned": 3, "skipped": [], "notes": []}
+    memory = {"peak_bytes": 1e9, "free_bytes": 2e9, "fits": True}
+    facts = {
+        "family": "sd1", "title": "Stable Diffusion 1", "prediction": "epsilon", "resolution": 64, "device": "cpu",
+        "steps": int(job["steps"]), "steps_are_exact": True, "exposures": 9, "folders": [folder], "checks": checks,
+        "memory": memory,
+    }  # fmt: skip
+    print(json.dumps(facts))
+    return 0
+
+
 def main(words: list[str]) -> int:
+    if words[0] == "check":
+        return check(spec.read_yaml(Path(words[1])))
     if words[0] == "resume":
         return train(Path(words[1]), resuming=True)
     run = Path(words[3])

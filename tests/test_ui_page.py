@@ -87,7 +87,8 @@ def page(address):
         made = browser.new_page()
         made.errors = []
         made.on("pageerror", lambda error: made.errors.append(str(error)))
-        made.set_default_timeout(200_000)
+        made.on("console", lambda said: made.errors.append(said.text) if said.type == "error" else None)
+        made.set_default_timeout(90_000)
         made.goto(address, wait_until="domcontentloaded")
         made.wait_for_selector(".athanor-choice")
         yield made
@@ -119,4 +120,4 @@ def test_what_is_wrong_is_said_beside_the_button(page):
     page.get_by_role("tab", name="Train", exact=True).click()
     page.get_by_label("Pictures", exact=True).fill("/nowhere")
     page.get_by_role("button", name="Train", exact=True).click()
-    page.get_by_text("is not in a folder that this page may use").wait_for()
+    page.get_by_role("complementary").get_by_text("is not in a folder that this page may use").wait_for()

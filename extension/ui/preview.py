@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from extension.api import add_routes
+from extension.hosts.embedded.words import clip_tokens
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.manager import Jobs
 from extension.recipes import describe_base
@@ -30,6 +31,7 @@ def make_workshop(data: Path, environment: Environment | None = None) -> Worksho
         lambda: [places["lora"]],
         lambda: [shipped],
         places.get,
+        tokenizer=clip_tokens,
     )
 
 
