@@ -14,7 +14,7 @@ from typing import Any
 from extension.recipes import SMALL, Base
 from trainers import options
 from trainers.errors import InputError, did_you_mean
-from trainers.options import DATA, METHODS, fields_for
+from trainers.options import DATA, METHODS, ONE_PASS, fields_for
 from trainers.presets import FOLDER, load_preset, preset_names
 from trainers.spec import read_yaml
 
@@ -125,14 +125,15 @@ def preset_for(wish: Wish) -> str:
     """The name of the complete recipe for a purpose, family and method; empty where there is none."""
     if wish.preset:
         return wish.preset
-    if is_toy(wish.base):
+    if is_toy(wish.base) and wish.method not in ONE_PASS:
         return "demo"
     family = "sdxl" if family_of(wish.base) == "sdxl" else "sd1"
     plain = f"{family}-{wish.purpose}"
     for name in (plain, f"{plain}-{wish.method}", *(n for n in preset_names() if n.startswith(f"{plain}-"))):
         if name in preset_names() and _method_of(name) == wish.method:
             return name
-    return ""
+    others = [name for name in preset_names() if not name.startswith(("sd1-", "sdxl-", "demo"))]
+    return next((name for name in others if _method_of(name) == wish.method), "")
 
 
 @cache
