@@ -39,7 +39,7 @@ def link(webui: Path, with_base: bool = False, root: Path = ROOT) -> int:
     check_webui(webui)
     _link_folder(root, webui / "extensions" / NAME)
     if with_base:
-        _give_base(root, webui)
+        give_base(root, webui)
     print("Restart the WebUI to see it.")
     return 0
 
@@ -74,7 +74,8 @@ def _make_link(root: Path, target: Path) -> str:
 # --- the embedded base model
 
 
-def _give_base(root: Path, webui: Path) -> None:
+def give_base(root: Path, webui: Path) -> None:
+    """Puts the embedded base model, its settings and its vocabulary among a WebUI's models."""
     model = root / "assets" / "base" / f"{BASE}.safetensors"
     if not model.is_file():
         raise SetupError(f"{model} is missing; get the whole repository (a clone or the full archive).")

@@ -17,6 +17,7 @@ from extension.api import PREFIX, add_routes
 from extension.hosts.base import Host
 from extension.hosts.workshops import workshop_for
 from extension.jobs.copies import second_copies
+from extension.jobs.places import ROOT
 from extension.ui.tab import build_tab
 from extension.workshop import Workshop
 
@@ -69,7 +70,10 @@ def _workshop(host: Host, changed: Callable[[str], None]) -> Workshop:
     def notes() -> list[str]:
         return second_copies(Path(paths_internal.extensions_dir), shared.opts.disabled_extensions)
 
-    return workshop_for(host, checkpoints, results, changed, clip_skip, notes=notes)
+    def shipped() -> list[Path]:
+        return [ROOT / "assets" / "pictures"]
+
+    return workshop_for(host, checkpoints, results, changed, clip_skip, shipped, notes)
 
 
 def _named_folders(*flags: str) -> list[Path]:

@@ -29,6 +29,7 @@ from a1111_fixtures import (  # noqa: E402, F401
 def pytest_addoption(parser):
     group = parser.getgroup("real WebUI")
     group.addoption("--webui", help="folder of an installed WebUI to run the tests in tests/real_host against")
+    group.addoption("--pictures", help="folder that test_installed.py writes pictures of the page to")
     group.addoption("--files", help="folder of adapters (and embeddings/) for the embedded base, to compare too")
     group.addoption("--python", help="the Python that runs that WebUI (that of this process)")
 

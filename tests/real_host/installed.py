@@ -1,0 +1,110 @@
+"""What belongs to a person's first minutes: a WebUI started as people start it, and the packages of its Python."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+_FOLDERS = "import sysconfig; print(sysconfig.get_path('purelib')); print(sysconfig.get_path('scripts'))"
+
+
+def packages(python: str) -> dict[str, str]:
+    """Every file of a Python's packages and programs with its SHA-256, and what `pip freeze` says.
+
+    Byte code is left out: Python itself writes it whenever a module is imported for the first time.
+    """
+    folders = subprocess.run([python, "-c", _FOLDERS], capture_output=True, text=True, check=True).stdout.split("\n")
+    found = {}
+    for folder in filter(None, folders):
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                with open(path, "rb") as file:
+                    found[str(path)] = _digest(file)
+    frozen = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
+    return {**found, "pip freeze": frozen.stdout}
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Started:
+    """A WebUI run by its own `launch.py`, prepare step included, and started again when it asks for it.
+
+    `webui.sh` and `webui.bat` do the same around `launch.py`.
+    """
+
+    def __init__(self, python: str, webui: Path, log: Path, flags: Sequence[str]) -> None:
+        self.webui, self.log, self.port = webui, log, free_port()
+        self._command = [python, "-u", "launch.py", "--port", str(self.port), *flags]
+        self._environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "SD_WEBUI_RESTART": "tmp/restart",
+        }
+        self._environment.pop("PYTHONPATH", None)
+        self._output = log.open("wb")
+        self._process = self._start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _start(self) -> subprocess.Popen:
+        return subprocess.Popen(
+            self._command, cwd=self.webui, env=self._environment, stdout=self._output, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def said(self) -> str:
+        """What it printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait(self, starts: int = 1, limit: float = 900) -> None:
+        """Until it has started for the `starts`-th time; starts it again where it asked for that."""
+        ends = time.monotonic() + limit
+        while time.monotonic() < ends:
+            if self._process.poll() is not None:
+                if not (self.webui / "tmp" / "restart").exists():
+                    raise RuntimeError(f"the WebUI ended:\n{self.said()[-3000:]}")
+                self._process = self._start()
+            if self.said().count("Startup time:") >= starts and self._answers():
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"the WebUI did not start:\n{self.said()[-3000:]}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.address, timeout=10):
+                return True
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def stop(self) -> None:
+        """Ends it; the trainers' environment and what was trained stay."""
+        if self._process.poll() is None:
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGTERM)
+            else:
+                self._process.terminate()
+            self._process.wait(60)
+        self._output.close()
