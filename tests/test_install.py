@@ -1,130 +1,28 @@
 """install.py as a person and a host run it. Real virtual environments, with tiny stand-ins for the packages."""
 
+# ruff: noqa: F811  (pytest takes fixtures by the name of an argument)
+
 from __future__ import annotations
 
 import ast
-import base64
-import hashlib
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ROOT / "requirements"
-SHARED = ("__init__", "bootstrap", "build", "copies", "files", "places", "processes")
-"""What the installer takes from the extension."""
-MODULE_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}
-
-
-def _make_wheel(folder: Path, name: str, version: str) -> None:
-    """A wheel of one module that knows its version."""
-    module = MODULE_NAMES.get(name.lower(), name.replace("-", "_"))
-    info = f"{name.replace('-', '_')}-{version}.dist-info"
-    extra = (
-        "class ones:\n    def __init__(self, n): pass\n    def sum(self): return self\n    def item(self): return 0\n"
-    )
-    files = {
-        f"{module}/__init__.py": f"__version__ = {version!r}\n{extra}",
-        f"{module}/version.py": f"__version__ = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}\n"
-        for path, text in files.items()
-    )
-    with zipfile.ZipFile(folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl", "w") as wheel:
-        for path, text in {**files, f"{info}/RECORD": record + f"{info}/RECORD,,\n"}.items():
-            wheel.writestr(path, text)
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory) -> Path:
-    """A folder with a stand-in wheel for every pin."""
-    folder = tmp_path_factory.mktemp("wheels")
-    pins = {
-        pin for file in REQUIREMENTS.glob("*.txt") for pin in re.findall(r"^([\w-]+)==([\w.]+)", file.read_text(), re.M)
-    }
-    for name, version in pins:
-        _make_wheel(folder, name, version)
-    _make_wheel(folder, "torch", "2.3.1")
-    return folder
-
-
-def _copy(target: Path) -> Path:
-    """The installer alone, with a demo that says where its packages come from."""
-    shutil.copytree(ROOT / "installer", target / "installer", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REQUIREMENTS, target / "requirements")
-    for name in ("install.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, target / name)
-    for name in ("__init__", *(f"jobs/{one}" for one in SHARED)):
-        (target / "extension" / "jobs").mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "extension" / f"{name}.py", target / "extension" / f"{name}.py")
-    (target / "trainers").mkdir()
-    (target / "trainers" / "__init__.py").write_text("")
-    (target / "trainers" / "demo.py").write_text(
-        "import json, torch, transformers\n"
-        "print(json.dumps([m.__version__ for m in (torch, transformers)] + [torch.__file__, transformers.__file__]))\n"
-    )
-    return target
-
-
-@pytest.fixture
-def here(tmp_path) -> Path:
-    folder = tmp_path / "it is 中文"
-    folder.mkdir()
-    return _copy(folder)
-
-
-@pytest.fixture
-def outside(wheels, tmp_path) -> dict[str, str]:
-    """Environment variables of a machine whose only index is the folder of stand-ins."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    # A proxy that refuses at once stands for a network that is not there.
-    return {
-        **kept,
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(wheels),
-        "https_proxy": "http://127.0.0.1:9",
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-        "PYTHONPATH": str(tmp_path / "somewhere else"),
-        "PATH": str(tmp_path),
-    }
-
-
-def _run(folder: Path, *words: str, env: dict[str, str], python: str | Path | None = None, cwd: Path | None = None):
-    return subprocess.run(
-        [str(python or _base_python()), str(folder / "install.py"), *words],
-        env=env, cwd=cwd or folder, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def _base_python() -> str:
-    """The interpreter under the environment that runs these tests: it has no torch of its own."""
-    return getattr(sys, "_base_executable", None) or sys.executable
-
-
-def _python_with(wheels: Path, folder: Path, requirement: str, env: dict[str, str]) -> Path:
-    """An interpreter that can import one of the stand-ins."""
-    subprocess.run([_base_python(), "-m", "venv", str(folder)], check=True)
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run([str(python), "-m", "pip", "install", "-q", requirement], check=True, env=env)
-    return python
-
-
-def _listing(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
+from install_helpers import (  # noqa: F401
+    REQUIREMENTS,
+    ROOT,
+    here,
+    listing,
+    outside,
+    python_with,
+    run_install,
+    wheels,
+)
 
 # --- without setting anything up
 
@@ -141,7 +39,7 @@ def test_an_old_python_gets_a_sentence(monkeypatch, capsys):
 
 
 def test_started_by_nobody_in_particular_it_does_nothing(here, outside):
-    done = _run(here, env=outside)
+    done = run_install(here, env=outside)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (here / ".venv").exists() and not (here / ".venvs").exists()
 
@@ -156,7 +54,7 @@ def test_started_by_nobody_in_particular_it_does_nothing(here, outside):
     ],
 )  # fmt: skip
 def test_wrong_words_are_answered_with_a_sentence(here, outside, words, said):
-    done = _run(here, *words, env=outside)
+    done = run_install(here, *words, env=outside)
     assert done.returncode == 2
     assert said in done.stderr and done.stderr.count("\n") == 1
 
@@ -166,7 +64,7 @@ def test_wrong_words_are_answered_with_a_sentence(here, outside, words, said):
 
 @pytest.mark.slow
 def test_a_set_up_that_fails_is_repaired_then_used_offline_and_updated(here, outside, wheels, tmp_path):
-    failed = _run(here, "demo", env={**outside, "PIP_FIND_LINKS": str(tmp_path)})
+    failed = run_install(here, "demo", env={**outside, "PIP_FIND_LINKS": str(tmp_path)})
     assert failed.returncode == 1
     last = failed.stderr.strip().splitlines()[-1]
     assert "the package index has no torch" in last and "athanor-setup.log" in last
@@ -174,7 +72,7 @@ def test_a_set_up_that_fails_is_repaired_then_used_offline_and_updated(here, out
     (here / ".venv" / "left over").write_text("")
 
     # a set-up that did not end is done again from the start
-    first = _run(here, "demo", env=outside)
+    first = run_install(here, "demo", env=outside)
     assert first.returncode == 0, first.stderr
     torch, _, torch_file, _ = json.loads(first.stdout.splitlines()[-1])
     assert torch == "2.13.0" and Path(torch_file).is_relative_to(here / ".venv")
@@ -184,27 +82,27 @@ def test_a_set_up_that_fails_is_repaired_then_used_offline_and_updated(here, out
     # everything is there: no index, no wheel is needed, and nothing is said
     offline = {**outside, "PIP_FIND_LINKS": ""}
     began = time.monotonic()
-    again = _run(here, "demo", env=offline, cwd=here.parent)
+    again = run_install(here, "demo", env=offline, cwd=here.parent)
     assert again.returncode == 0 and len(again.stdout.splitlines()) == 1
     assert time.monotonic() - began < 5
 
     # a changed pin is installed into the same environment
     pins = here / "requirements" / "trainers.txt"
     pins.write_text(pins.read_text() + "einops==0.8.2\n")
-    updated = _run(here, "demo", env=outside)
+    updated = run_install(here, "demo", env=outside)
     assert updated.returncode == 0 and "anew" not in updated.stdout and "ready" in updated.stdout
 
 
 @pytest.mark.slow
 def test_a_torch_that_is_there_is_used_and_its_python_is_left_alone(here, outside, wheels, tmp_path):
-    python = _python_with(wheels, tmp_path / "host", "torch==2.3.1", outside)
-    before = _listing(tmp_path / "host")
-    done = _run(here, "demo", env=outside, python=python)
+    python = python_with(wheels, tmp_path / "host", "torch==2.3.1", outside)
+    before = listing(tmp_path / "host")
+    done = run_install(here, "demo", env=outside, python=python)
     assert done.returncode == 0, done.stderr
     torch, transformers, torch_file, transformers_file = json.loads(done.stdout.splitlines()[-1])
     assert torch == "2.3.1" and Path(torch_file).is_relative_to(tmp_path / "host")
     assert transformers == "4.49.0" and Path(transformers_file).is_relative_to(here / ".venv")
-    assert _listing(tmp_path / "host") == before
+    assert listing(tmp_path / "host") == before
 
 
 def test_a_torch_that_is_too_old_is_not_used(here, monkeypatch):
@@ -219,7 +117,7 @@ def test_a_torch_that_is_too_old_is_not_used(here, monkeypatch):
 def test_someone_elses_environment_is_not_deleted(here, outside):
     (here / ".venv").mkdir()
     (here / ".venv" / "mine").write_text("important")
-    done = _run(here, "demo", env=outside)
+    done = run_install(here, "demo", env=outside)
     assert done.returncode == 1 and "was not made by Athanor" in done.stderr
     assert (here / ".venv" / "mine").read_text() == "important"
 
@@ -331,12 +229,12 @@ def test_serve_starts_the_embedded_host_from_wherever_the_person_is(here, outsid
         "import json, os, sys, gradio\n"
         "print(json.dumps([sys.argv[1:], os.getcwd(), os.environ['ATHANOR_STARTED_IN'], gradio.__version__]))\n"
     )
-    done = _run(here, "serve", "--port", "8000", "--help", env=outside, cwd=tmp_path)
+    done = run_install(here, "serve", "--port", "8000", "--help", env=outside, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     arguments, folder, started_in, gradio = json.loads(done.stdout.splitlines()[-1])
     assert arguments == ["--port", "8000", "--help"] and gradio
     assert Path(folder) == here and Path(started_in) == tmp_path
-    again = _run(here, "demo", "--out", str(tmp_path / "out"), env=outside)
+    again = run_install(here, "demo", "--out", str(tmp_path / "out"), env=outside)
     assert "Installing" not in again.stdout  # what serve needs does no harm to the others
 
 

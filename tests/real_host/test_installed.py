@@ -125,7 +125,7 @@ def test_a_lora_is_trained_and_drawn_with(person):
         page.get_by_label(name, exact=True).press("Tab")
     page.get_by_text("Expert: every option").click()
     person.picture("3-train")
-    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator("#athanor-screen-train").get_by_role("button", name="Train", exact=True).click()
     page.locator(".athanor-detail[data-state=done], .athanor-detail[data-state=failed]").wait_for()
     person.picture("4-runs")
     assert page.locator(".athanor-detail").get_attribute("data-state") == "done", page.locator(
