@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     setup.add_argument("--again", action="store_true", help="also mend one that says it is complete")
     doctor = commands.add_parser("doctor", help="say what is here and what is wrong; part of a bug report")
     doctor.add_argument("webui", metavar="WEBUI_DIR", type=Path, nargs="?")
+    doctor.add_argument("--python", metavar="PATH", type=Path, help="the Python that runs that WebUI")
     return parser
 
 
@@ -114,7 +115,8 @@ def _setup(options: argparse.Namespace, _rest: list[str]) -> int:
 def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
     from installer.doctor import report
 
-    print("\n".join(report(options.webui and options.webui.expanduser().absolute())))
+    webui, python = (path and path.expanduser().absolute() for path in (options.webui, options.python))
+    print("\n".join(report(webui, python=python)))
     return 0
 
 

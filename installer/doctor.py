@@ -12,40 +12,38 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from extension.jobs.places import ENVIRONMENTS, too_deep
 from installer import machine
 from installer.environment import ROOT, Environment
-from installer.link import check_webui
-from installer.problems import SetupError, tail_of
+from installer.link import is_webui
+from installer.problems import tail_of
 from installer.processes import capture
+from installer.webui import examine, packages_of
 
 GIB = 1024**3
 ENVIRONMENT_GIB = 2.0
 
-_PACKAGES = """
-import importlib.metadata, json, os, sys
-names = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow", "PyYAML")
-rows = []
-for name in names:
-    try:
-        found = importlib.metadata.distribution(name)
-        rows.append((name, found.version, str(found.locate_file(""))))
-    except importlib.metadata.PackageNotFoundError:
-        rows.append((name, None, ""))
-import torch
+_DEVICES = """
+import json, torch
 devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 mps = bool(getattr(torch.backends, "mps", None) and torch.backends.mps.is_available())
-print("\\n" + json.dumps({"rows": rows, "cuda": torch.version.cuda, "devices": devices, "mps": mps}))
+print("\\n" + json.dumps({"cuda": torch.version.cuda, "devices": devices, "mps": mps}))
 """
 
 
-def report(webui: Path | None = None, root: Path = ROOT) -> list[str]:
-    """The lines of the report: facts first, then every problem with what to do about it."""
+def report(webui: Path | None = None, root: Path = ROOT, python: Path | None = None) -> list[str]:
+    """The lines of the report: facts first, then every problem with what to do about it.
+
+    Args:
+        python: the Python that runs the WebUI, where it is not in one of the usual places.
+    """
     problems: list[str] = []
     lines = ["Athanor " + _version(root), f"folder: {root}", *_system(root)]
     lines += [
         f"NVIDIA GPU: {gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}" for gpu in machine.nvidia_gpus()
     ] or ["NVIDIA GPU: none found"]
-    lines += list(_environment(root, problems))
+    lines += list(_environment(root, problems, needed=webui is None))
+    lines += list(examine(webui, python, root, problems)) if webui else []
     lines += list(_write_access(root, webui, problems))
     lines += ["", *(f"To do: {problem}" for problem in problems)] if problems else ["", "No problem found."]
     return lines
@@ -87,30 +85,30 @@ def memory() -> tuple[int, int]:
     return all_of_it, all_of_it
 
 
-def _environment(root: Path, problems: list[str]) -> Iterator[str]:
+def _environment(root: Path, problems: list[str], needed: bool) -> Iterator[str]:
     environment = Environment(root)
     if not environment.python.exists():
-        yield "environment: not made yet (python install.py demo makes it)"
-        if shutil.disk_usage(root).free < ENVIRONMENT_GIB * GIB:
+        yield "environment of the commands: not made yet (python install.py demo makes it)"
+        if shutil.disk_usage(root).free < ENVIRONMENT_GIB * GIB and needed:
             problems.append(
                 f"less than {ENVIRONMENT_GIB:.0f} GiB of disk is free; the environment needs more than that."
             )
         return
     state = "complete" if environment.fits() else "outdated or unfinished"
-    yield f"environment: {environment.folder}, {state}"
-    if state != "complete":
+    yield f"environment of the commands: {environment.folder}, {state}"
+    if state != "complete" and needed:
         problems.append("the environment is outdated or unfinished; `python install.py demo` mends it.")
-    status, output = capture([environment.python, "-c", _PACKAGES], timeout=300)
+    files = environment.lists(environment.stamp().get("lists", []))
+    yield from packages_of(environment.command(), files, environment.folder, problems)
+    status, output = capture([environment.python, "-c", _DEVICES], timeout=300)
     if status != 0:
         problems.append("the environment does not work; delete the folder .venv and run `python install.py demo`.")
         yield from (f"  {line}" for line in tail_of(output).splitlines())
         return
     found = json.loads(output.strip().splitlines()[-1])
-    for name, version, place in found["rows"]:
-        yield f"  {name} {version or 'missing'}" + (f" from {place}" if place else "")
     accelerators = found["devices"] or (["Apple GPU"] if found["mps"] else [])
     where = ", ".join(accelerators) or "the processor only"
-    yield f"  torch computes on: {where}; CUDA {found['cuda'] or 'not built in'}"
+    yield f"    torch computes on: {where}; CUDA {found['cuda'] or 'not built in'}"
     if machine.nvidia_gpus() and not found["devices"]:
         problems.append(
             "torch does not see the NVIDIA GPU; update its driver, or delete the folder .venv and try again."
@@ -127,20 +125,12 @@ def _writable(folder: Path) -> bool:
 
 def _write_access(root: Path, webui: Path | None, problems: list[str]) -> Iterator[str]:
     folders = [root]
-    if webui is not None:
-        try:
-            check_webui(webui)
-        except SetupError as error:
-            problems.append(error.sentence)
-            return
-        linked = webui / "extensions" / "athanor"
-        here = linked.exists() and linked.resolve() == root
-        yield f"WebUI: {webui}, " + ("with this folder as extension" if here else "without this folder")
-        if not here:
-            problems.append(f'put Athanor into the WebUI with `python install.py link "{webui}"`.')
+    if webui is not None and is_webui(webui):
         folders += [webui, webui / "extensions", webui / "models"]
     for folder in folders:
         writable = _writable(folder)
         yield f"write access: {folder}: {'yes' if writable else 'no'}"
         if not writable:
             problems.append(f"give yourself write access to {folder}.")
+    if too_deep(root / ENVIRONMENTS / "py310-00000000"):
+        problems.append("this folder's path is long for Windows; move it nearer to the drive, or switch long paths on.")

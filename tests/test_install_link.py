@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from extension.jobs import places
 from installer import doctor, link
 from installer.problems import SetupError
 
@@ -112,11 +113,37 @@ def test_a_missing_base_is_named(webui, project):
 def test_doctor_says_what_is_here_and_what_to_do(webui, project):
     (project / "pyproject.toml").write_text('version = "0.1.0"\n')
     text = "\n".join(doctor.report(webui, root=project))
-    assert "Athanor 0.1.0" in text and "environment: not made yet" in text
+    assert "Athanor 0.1.0" in text and "not made yet" in text
     assert f"write access: {project}: yes" in text
     assert 'To do: put Athanor into the WebUI with `python install.py link "' in text
     link.link(webui, root=project)
-    assert "No problem found." in "\n".join(doctor.report(webui, root=project))
+    text = "\n".join(doctor.report(webui, root=project))
+    assert "Athanor: this folder" in text and "name the Python that runs the WebUI" in text
+
+
+def test_doctor_examines_a_webui_its_python_and_the_trainers_environment(webui, project, tmp_path):
+    """The environment is this process's own, said to be the WebUI's: its packages have the wrong versions there."""
+    (project / "pyproject.toml").write_text('version = "0.1.0"\n')
+    (project / "requirements").mkdir()
+    (project / "requirements" / "some.txt").write_text("packaging==1.0\npytest==0.1\nnot-there==1.0\n")
+    (webui / "modules_forge").mkdir()
+    (webui / "backend").mkdir()
+    (webui / "modules_forge" / "forge_version.py").write_text("version = '2.0.1v1.10.1'\n")
+    link.link(webui, root=project)
+    place = places.Place(project / ".venvs" / places.key_of())
+    place.folder.mkdir(parents=True)
+    (place.folder / "athanor-setup.json").write_text(json.dumps({"ready": True, "lists": ["some.txt"]}))
+    place.status.write_text(json.dumps({"state": "ready", "interpreter": [sys.executable]}))
+    text = "\n".join(doctor.report(webui, root=project, python=Path(sys.executable)))
+    assert "WebUI: Forge 2.0.1v1.10.1" in text and f"({sys.executable})" in text
+    assert f"trainers' environment: ready, {place.folder}" in text
+    assert "To do: not-there is missing. Press Repair" in text
+    assert "but 1.0 is needed" in text and "but 0.1 is needed" in text
+
+    (webui / "config.json").write_text('{"disabled_extensions": ["athanor"]}')
+    place.status.write_text(json.dumps({"state": "failed", "sentence": "The disk is full.", "began": 1.0}))
+    text = "\n".join(doctor.report(webui, root=project, python=Path(sys.executable)))
+    assert "switched Athanor off" in text and "The disk is full." in text and str(place.log) in text
 
 
 def test_doctor_takes_any_folder(tmp_path, project):

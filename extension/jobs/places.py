@@ -71,18 +71,18 @@ def user_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "athanor"
 
 
-def candidates(root: Path = ROOT, data: Path | None = None) -> list[Place]:
+def candidates(root: Path = ROOT, data: Path | None = None, key: str = "") -> list[Place]:
     """Where it may be, best first: our own folder, the WebUI's data folder, the person's own folder."""
-    key = key_of()
+    key = key or key_of()
     places = [Place(root / ENVIRONMENTS / key)]
     if data is not None:
         places.append(Place(data / "environments" / key, f"{root} cannot be used for it"))
     return [*places, Place(user_folder() / "environments" / key, f"{root} cannot be used for it")]
 
 
-def known(root: Path = ROOT, data: Path | None = None) -> Place | None:
+def known(root: Path = ROOT, data: Path | None = None, key: str = "") -> Place | None:
     """The first place where one was made, or was begun."""
-    return next((place for place in candidates(root, data) if place.status.exists()), None)
+    return next((place for place in candidates(root, data, key) if place.status.exists()), None)
 
 
 def choose(root: Path = ROOT, data: Path | None = None) -> Place | None:

@@ -143,10 +143,10 @@ def test_a_lora_is_trained_and_drawn_with(person):
     page.locator("#txt2img_steps input[type=number]").press("Tab")
     page.locator("#txt2img_generate").click()
     page.locator("#txt2img_gallery img").first.wait_for()
-    page.locator("#html_info_txt2img", has_text="Lora hashes").wait_for()
+    page.locator("#html_info_txt2img", has_text="Lora hashes").first.wait_for()
     page.wait_for_timeout(1500)
     person.picture("5-drawn")
-    assert "<lora:football:1>" in page.locator("#html_info_txt2img").inner_text()
+    assert "<lora:football:1>" in page.locator("#html_info_txt2img").first.inner_text()
 
 
 def test_the_webuis_packages_are_byte_identical(person):
