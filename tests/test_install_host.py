@@ -209,7 +209,7 @@ def test_webuis_that_share_our_folder_get_an_environment_each():
 @pytest.mark.parametrize(
     ("folder", "deep"),
     [
-        (r"C:\Users\Anna Müller\stable-diffusion-webui\extensions\athanor\.venvs\py310-0a1b2c3d", False),
+        (r"C:\Programme (x86)\Anna Müller\stable-diffusion-webui\extensions\athanor\.venvs\py310-0a1b2c3d", False),
         (r"D:\绘画\sd-webui-aki-v4.9\extensions\athanor\.venvs\py310-0a1b2c3d", False),
         ("E:\\" + "a long folder name\\" * 4 + r"webui\extensions\athanor\.venvs\py310-0a1b2c3d", True),
     ],
