@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -75,6 +76,7 @@ class Run:
     # --- the process
 
     def begin(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier time, where the folder for all is kept
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         with open(self.log, "wb") as log:

@@ -118,10 +118,10 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     for run in run_all(makers, len(makers)):
         if run.problem:
             sys.exit(f"{run.name}: {run.problem}")
-    firsts = {(case.family, case.side, case.text): case for case in chosen}.values()  # their caches
-    for number, case in enumerate(firsts):
-        for run in run_all([our_run(case, args, work, -1 - number, 1)]):
-            figures(run) if run.problem else None
+    firsts = {} if args.cold else {(case.family, case.side): case for case in chosen}  # they fill the caches
+    first_runs = [our_run(case, args, work, -1 - number, 1) for number, case in enumerate(firsts.values())]
+    for run in run_all(first_runs, args.at_once):
+        print(f"caches for {run.facts['case'].words}: {run.problem or 'filled'}", file=sys.stderr, flush=True)
     runs, found = [], {(case, who): [] for case in chosen for who in ("ours", "plain")}
     for turn in range(args.repeats):
         for place, case in enumerate(chosen):
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured steps per turn")
     parser.add_argument("--seconds", type=float, help="end after this time with what there is")
     parser.add_argument("--narrow", type=int, default=1, help="divide all widths by 2, 5 or 10, to try this script out")
+    parser.add_argument("--cold", action="store_true", help="do not fill the caches before")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 means all")
     args = parser.parse_args()
     if args.quick:
