@@ -41,8 +41,8 @@ COMMON = {
     "validation_data": PICTURES / "football" / "held-out",
     "prior_data": PICTURES / "unrelated",
     "resolution": 64, "bucket_step": 64, "bucket_min": 64, "bucket_max": 64, "clip_skip": 1, "flip": False,
-    "batch_size": 4, "gradient_accumulation": 1, "threads": 1, "precision": "fp32", "state_every": 1000000, "validation_draws": 3,
-    "steps": 300, "validate_every": 15,
+    "batch_size": 4, "gradient_accumulation": 1, "threads": 1, "precision": "fp32", "state_every": 1000000,
+    "steps": 300, "validate_every": 15, "validation_draws": 3,
 }  # fmt: skip
 
 # What sd-scripts and diffusers' example do when nothing is said.
