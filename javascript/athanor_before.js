@@ -24,9 +24,12 @@
 
   function pictureText() {
     if (!form.seen || form.seen.refused) return "–";
-    const captioned = form.seen.pictures.filter((card) => card.caption).length;
-    const count = form.pictures;
-    return captioned === count ? t("{0}, all with captions", count) : captioned ? t("{0}, {1} with captions", count, captioned) : t("{0}, without captions", count);
+    return counted(form.pictures, form.seen.pictures.filter((card) => card.caption).length);
+  }
+
+  function counted(count, captioned) {
+    if (captioned === count) return t("{0}, all with captions", count);
+    return captioned ? t("{0}, {1} with captions", count, captioned) : t("{0}, without captions", count);
   }
 
   /** What the form alone says: always the same rows, so that nothing moves. */
@@ -48,7 +51,7 @@
   };
 
   function folderText(facts) {
-    return facts.folders.map((folder) => t("{0}, {1} with captions", folder.pictures, folder.captioned) + (folder.purpose ? ` (${folder.purpose})` : "")).join("; ");
+    return facts.folders.map((folder, index) => counted(folder.pictures, folder.captioned) + (index ? ` (${t(folder.purpose)})` : "")).join("; ");
   }
 
   /** An answer was changed: what was found belongs to another job. */
@@ -87,12 +90,13 @@
     const facts = form.found.facts, every = findings();
     const skipped = facts.folders.flatMap((folder) => folder.skipped.map((each) => `${each.file}: ${each.reason}`));
     const fine = every.filter((each) => each.severity === "ok");
+    const said = every.some((each) => each.id === "captions" && each.severity !== "ok"); // the notes would say it again
     athanor.beforeFacts();
     athanor.fill(side.found,
       facts.memory.fits === false ? athanor.problems([t("This may not fit into the memory. Choose a lower resolution or batch size.")]) : "",
       h("ul", { class: "athanor-checks" }, every.filter((each) => each.severity !== "ok").map(finding)),
       fine.length ? h("details", { class: "athanor-fine" }, h("summary", {}, t("{0} checks found nothing", fine.length)), h("ul", { class: "athanor-checks" }, fine.map(finding))) : "",
-      athanor.problems([...skipped.slice(0, 6), ...facts.folders.flatMap((folder) => folder.notes)], "note"), ready());
+      athanor.problems([...skipped.slice(0, 6), ...facts.folders.flatMap((folder) => (said ? [] : folder.notes))], "note"), ready());
     side.ready = side.found.querySelector(".athanor-ready");
   }
 

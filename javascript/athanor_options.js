@@ -4,6 +4,7 @@
   const athanor = (window.athanor = window.athanor || {});
 
   const t = (...words) => athanor.t(...words);
+  const FIRST_OPEN = ["The adapter", "How long and how strongly"];
   const PLACEHOLDERS = { sample_prompts: "one on each line; empty draws the trigger word" };
 
   /** A field with a label that belongs to it, and help where there is some. */
@@ -88,19 +89,23 @@
       if (!groups.has(option.group)) groups.set(option.group, []);
       groups.get(option.group).push(fieldFor(option, state, changed));
     }
+    const open = new Set([...place.children].filter((group) => group.open).map((group) => group.dataset.group));
+    if (!place.children.length) FIRST_OPEN.forEach((title) => open.add(title));
     athanor.fill(place, [...groups].map(([title, fields]) =>
-      h("fieldset", {}, h("legend", {}, t(title)), h("div", { class: "athanor-grid" }, fields))));
+      h("details", { class: "athanor-group", "data-group": title, open: open.has(title) }, h("summary", {}, t(title), h("small", {}, fields.length)),
+        h("div", { class: "athanor-grid" }, fields))));
   };
 
-  /** Shows the fields whose name or help holds the words, or only the changed ones. */
+  /** Shows the fields whose name or help holds the words, or only the changed ones; groups with such fields open. */
   athanor.filterOptions = function (place, words, changedOnly) {
-    const wanted = words.trim().toLowerCase();
+    const wanted = words.trim().toLowerCase(), all = !wanted && !changedOnly;
     for (const group of place.children) {
       const fields = [...group.querySelectorAll(".athanor-field")];
       for (const field of fields) {
         field.hidden = !field.dataset.words.includes(wanted) || (changedOnly && !field.classList.contains("athanor-changed"));
       }
       group.hidden = fields.every((field) => field.hidden);
+      if (!all && !group.hidden) group.open = true;
     }
   };
 })();

@@ -78,7 +78,7 @@
       await athanor.api("data/captions", { folder: seen.folder, label: t("One caption for all"), edits });
       await changed();
     }) }, t("Give every picture this caption"));
-    return h("div", { class: "athanor-offer" }, h("p", {}, t("No picture has a caption. One for all of them is a good start; better is one that says what each shows.")),
+    return h("div", { class: "athanor-captionless" }, h("p", {}, t("No picture has a caption. One for all of them is a good start; better is one that says what each shows.")),
       h("div", { class: "athanor-row" }, athanor.labelled(t("Caption for all pictures"), "", text), button));
   }
 })();

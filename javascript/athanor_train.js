@@ -40,7 +40,7 @@
     h = athanor.h;
     parts = form.parts = { panel };
     parts.base = h("select", { onchange: () => { describeBase(); compose(); } });
-    parts.facts = h("p", { class: "athanor-chips" });
+    parts.facts = h("p", { class: "athanor-facts-line" });
     parts.data = h("input", { type: "text", placeholder: t("Full path of a folder"), list: "athanor-folders", onchange: lookAtPictures });
     parts.folders = h("datalist", { id: "athanor-folders" });
     parts.trigger = h("input", { type: "text", autocomplete: "off", placeholder: t("for example: sks basketball"), oninput: suggestName });
@@ -55,7 +55,7 @@
     parts.recipe = h("p", { class: "athanor-recipe" });
     parts.expert = h("div", { class: "athanor-options" });
     athanor.fill(panel, h("div", { class: "athanor-columns athanor-training" },
-      h("div", { class: "athanor-form" }, questions(), expert()), athanor.beforePanel(form)));
+      h("div", { class: "athanor-form" }, questions()), athanor.beforePanel(form)), expert());
     load().catch((error) => athanor.refused(error));
   }
 
@@ -125,7 +125,7 @@
   function describeBase() {
     const base = (form.bases || []).find((each) => each.path === parts.base.value);
     if (!base) return athanor.fill(parts.facts, t("There is no base model yet: put one into the WebUI's models folder."));
-    const chip = (text, help) => h("span", { class: "athanor-chip" }, text, help ? athanor.help(help) : "");
+    const chip = (text, help) => h("span", { class: "athanor-fact" }, text, help ? athanor.help(help) : "");
     const predicts = { epsilon: t("predicts noise"), v: t("predicts velocity (v)") }[base.prediction] || t("prediction found before training");
     const skip = form.clipSkip ? t("clip skip {0} (the WebUI's)", form.clipSkip) : t("clip skip of its family");
     athanor.fill(parts.facts, chip(FAMILIES[base.family] || t("family found before training")),

@@ -17,6 +17,7 @@ from typing import Any
 from extension.jobs import estimates
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.reasons import memory_sentence
+from extension.recipes import describe_base
 from trainers import spec
 from trainers.errors import InputError
 
@@ -55,7 +56,8 @@ def survey(values: Mapping[str, Any], environment: Environment, runs: Path) -> S
     found = Survey(facts)
     kind = estimates.Kind(str(facts.get("family")), job.method, str(facts.get("device")))
     work = estimates.work(facts.get("resolution"), job)
-    per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs)
+    parameters = describe_base(Path(job["base"])).parameters if job.get("base") else 0
+    per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs, parameters)
     found.seconds = round(per_step * facts["steps"], 1) if per_step and facts.get("steps") else None
     return found
 
