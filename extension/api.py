@@ -14,13 +14,12 @@ from typing import Any
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, Response
 
+from extension.api_after import add_after_routes
 from extension.api_data import add_data_routes
 from extension.api_setup import add_setup_routes
 from extension.api_support import SentenceRoute, is_local, map_of, same_origin, text_of
 from extension.api_train import add_train_routes
 from extension.library import library
-from extension.live import live_tag
-from extension.publishing import publish
 from extension.workshop import Workshop
 from trainers import options
 from trainers.errors import InputError
@@ -41,6 +40,7 @@ def add_routes(app: FastAPI, workshop: Workshop, authorise: Callable[..., Any] |
     guards: Sequence[Any] = [Depends(same_origin), *([Depends(authorise)] if authorise else [])]
     router = APIRouter(prefix=PREFIX, tags=["Athanor"], dependencies=guards, route_class=SentenceRoute)
     _add_schema_routes(router, workshop)
+    add_after_routes(router, workshop)  # before jobs/{id}/{action}, which would take them all
     _add_job_routes(router, workshop)
     _add_run_routes(router, workshop)
     add_data_routes(router, workshop)
@@ -81,21 +81,6 @@ def _add_job_routes(router: APIRouter, workshop: Workshop) -> None:
     def submit(body: dict[str, Any] = _BODY) -> dict[str, Any]:
         """Puts `job` into the queue. The same `key` twice is one run."""
         return jobs.submit(workshop.completed(map_of(body, "job")), text_of(body, "key")).as_dict(brief=True)
-
-    @router.post("/jobs/{run_id}/publish")
-    def publish_one(run_id: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:
-        """Puts `file` (the best one where that is empty) where the host finds it; gives its name and its tag.
-
-        A name that another file has gives `taken` and `free`: ask again with another `name`, or with `replace`.
-        """
-        return publish(workshop, run_id, text_of(body, "file"), text_of(body, "name"), body.get("replace") is True)
-
-    @router.post("/jobs/{run_id}/live")
-    def live(run_id: str) -> dict[str, Any]:
-        """Has a run that trains write a snapshot; gives the tag that draws with it and its trigger word."""
-        jobs.command(run_id, "snapshot")
-        made = jobs.one(run_id)
-        return {"tag": live_tag(made.name), "trigger": made.trigger}
 
     @router.post("/jobs/{run_id}/{action}")
     def act(run_id: str, action: str, body: dict[str, Any] = _BODY) -> dict[str, Any]:

@@ -214,7 +214,7 @@ FILES_OF_A_RUN = 5
 
 def _watched(values: dict[str, Any], known: set[str]) -> dict[str, Any]:
     """The same recipe with files and pictures on the way, of which the best is found and put where the host looks."""
-    part = max(1, round(int(values.get("steps") or 0) / FILES_OF_A_RUN))
+    part = max(1, -(-int(values.get("steps") or 0) // FILES_OF_A_RUN))
     wishes: dict[str, Any] = {"find_best": True, "publish": True}
     if values.get("steps") and "output" not in known:  # whole models are too large for a file each time
         wishes |= {"save_every": part, "sample_every": part}

@@ -120,30 +120,23 @@
 
   const findPrompt = () => document.querySelector("#txt2img_prompt textarea, textarea#txt2img_prompt");
 
-  /** Puts a tag at the end of the prompt. Where the page has none yet (some hosts make a tab when it is first shown), it
+  /** Puts texts (a trigger word, a tag) that it lacks at the end of the prompt. Where the page has none yet (some hosts make a tab when it is first shown), it
    * waits for it, and is copied meanwhile. */
-  athanor.useInPrompt = async function (text) {
-    const prompt = findPrompt();
+  athanor.useInPrompt = async function (...texts) {
+    const prompt = findPrompt(), text = texts.filter(Boolean).join(" ");
     athanor.waitingText = prompt ? null : text;
     if (!prompt) {
       if (navigator.clipboard) await navigator.clipboard.writeText(text).catch(() => {});
       athanor.say(athanor.t("Copied, and put into the prompt as soon as it is shown: {0}", text));
       return;
     }
-    if (!prompt.value.includes(text)) {
-      const joined = prompt.value.trim() ? `${prompt.value.trim()} ${text}` : text;
+    const lacking = texts.filter((each) => each && !prompt.value.includes(each));
+    if (lacking.length) {
+      const joined = [prompt.value.trim(), ...lacking].filter(Boolean).join(" ");
       Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(prompt, joined);
       prompt.dispatchEvent(new Event("input", { bubbles: true }));
     }
     athanor.say(athanor.t("In the prompt of “txt2img”: {0}", text));
-  };
-
-  /** Puts a run's file where the host finds it, then its tag (and the trigger word) into the prompt. */
-  athanor.useOutput = async function (button, run, file, trigger) {
-    await athanor.busy(button, async () => {
-      const made = await athanor.api(`jobs/${encodeURIComponent(run)}/publish`, { file });
-      await athanor.useInPrompt([trigger, made.tag].filter(Boolean).join(" "));
-    });
   };
 
   // ---- the frame

@@ -32,7 +32,7 @@
       : h("div", { class: "athanor-blank" }, entry.name.slice(0, 1).toUpperCase());
     const facts = [entry.base, athanor.size(entry.bytes), entry.finished ? "" : `until step ${entry.step}`].filter(Boolean).join(" · ");
     const trigger = entry.method === "lora" ? entry.trigger : "";
-    const use = (event) => entry.run ? athanor.useOutput(event.currentTarget, entry.run, entry.file, trigger)
+    const use = (event) => entry.run ? athanor.useOutput(event.currentTarget, { id: entry.run, method: entry.method }, entry.file)
       : athanor.useInPrompt([trigger, entry.tag].filter(Boolean).join(" "));
     return h("article", { class: "athanor-entry" }, picture, h("b", { title: entry.file }, entry.name), h("small", {}, entry.trigger ? `“${entry.trigger}”` : "no trigger word"), h("small", {}, facts),
       h("div", { class: "athanor-buttons" }, entry.tag ? h("button", { type: "button", class: "athanor-primary", onclick: use }, "Use in prompt") : "",

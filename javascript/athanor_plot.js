@@ -36,8 +36,8 @@
     });
   };
 
-  /** The SVG for (step, loss, average) and validation events; `steps` is the run's last step. */
-  athanor.plot = function (losses, validations, steps) {
+  /** The SVG for (step, loss, average) and validation events; `steps` is the run's last step, `chosen` the best file's. */
+  athanor.plot = function (losses, validations, steps, chosen) {
     const h = athanor.h;
     const smooth = athanor.smooth(losses);
     const held = validations.filter((each) => Number.isFinite(each.loss));
@@ -51,13 +51,14 @@
     const up = ticks(low, high, 4).map((value) => h("g", {},
       h("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y(value), y2: y(value), class: "athanor-rule" }),
       h("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, String(+value.toPrecision(3)))));
-    const best = held.reduce((found, each) => (!found || each.loss < found.loss ? each : found), null);
+    const lowest = held.reduce((found, each) => (!found || each.loss < found.loss ? each : found), null);
+    const best = held.find((each) => each.step === chosen) || lowest;
     const dots = held.map((each) => h("circle", { cx: x(each.step), cy: y(each.loss), r: each === best ? 6 : 3.5,
       class: each === best ? "athanor-best" : "athanor-held" },
-      h("title", {}, `Held-out loss ${each.loss.toFixed(4)} at step ${each.step}${each === best ? " (lowest)" : ""}`)));
-    const average = losses.length ? smooth[smooth.length - 1][1].toFixed(4) : "none yet";
+      h("title", {}, athanor.t(each === best ? "Held-out loss {0} at step {1} (best)" : "Held-out loss {0} at step {1}", each.loss.toFixed(4), each.step))));
+    const average = losses.length ? smooth[smooth.length - 1][1].toFixed(4) : athanor.t("none yet");
     return h("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "athanor-plot", role: "img",
-      "aria-label": `Loss over the steps; running average ${average}` }, up, across,
+      "aria-label": athanor.t("Loss over the steps; running average {0}", average) }, up, across,
       h("polyline", { points: line(losses), class: "athanor-loss" }), h("polyline", { points: line(smooth), class: "athanor-average" }), dots);
   };
 })();

@@ -3,6 +3,7 @@
 (function () {
   const athanor = (window.athanor = window.athanor || {});
   athanor.screens = athanor.screens || {};
+  const t = (...words) => athanor.t(...words);
   const WORKING = ["queued", "preparing", "training", "stopping"];
   const WORDS = { queued: "waiting", preparing: "getting ready", training: "training", stopping: "stopping", stopped: "stopped",
     done: "done", failed: "failed", interrupted: "interrupted" };
@@ -16,12 +17,13 @@
     again: ["Run again with changes", "Puts its options into the form."],
     delete: ["Delete", "Moves it to the trash folder of the runs."],
   };
+  const PATIENT = 10000; // milliseconds between two looks while another screen is shown
   let h, parts;
-  const state = { chosen: null, run: null, losses: [], generation: null, shownStep: null, running: false };
+  const state = { chosen: null, run: null, losses: [], generation: null, shownStep: null, running: false, busy: false, published: null };
 
   function build(panel) {
     h = athanor.h;
-    parts = { list: h("div", { class: "athanor-list", "aria-label": "Runs" }), detail: h("div", { class: "athanor-detail" }) };
+    parts = { list: h("div", { class: "athanor-list", "aria-label": t("Runs") }), detail: h("div", { class: "athanor-detail" }) };
     athanor.fill(panel, h("div", { class: "athanor-columns athanor-runs" }, parts.list, parts.detail));
     buildDetail();
     if (!state.running) { state.running = true; poll(); }
@@ -32,8 +34,11 @@
   async function poll() {
     let pause = 3000;
     if (athanor.isVisible() && athanor.shown === "runs") {
-      const busy = await refresh();
-      pause = busy ? 1000 : 3000;
+      pause = (await refresh()) ? 1000 : 3000;
+    } else if (state.busy && document.visibilityState === "visible") {
+      // The host's cards show a new file wherever the person is meanwhile.
+      pause = PATIENT;
+      await athanor.api("jobs").then((said) => noticeFiles(said.jobs)).catch(() => {});
     }
     setTimeout(poll, pause);
   }
@@ -49,12 +54,22 @@
       const runs = (await athanor.api("jobs")).jobs;
       if (!state.chosen && runs.length) state.chosen = runs[0].id;
       drawList(runs);
+      noticeFiles(runs);
       if (state.chosen) await refreshRun();
-      return runs.some((run) => WORKING.includes(run.state));
+      return state.busy;
     } catch (error) {
       athanor.fill(parts.said, athanor.problems(error.problems || [String(error)]));
       return false;
     }
+  }
+
+  /** Has the host's cards drawn anew when a run's file was put there since the last look. */
+  function noticeFiles(runs) {
+    state.busy = runs.some((run) => WORKING.includes(run.state) || (run.state === "done" && run.wants_publishing && !run.published));
+    const there = new Map(runs.filter((run) => run.published && run.published.name).map((run) => [`${run.id} ${run.published.time}`, run.method]));
+    const fresh = state.published ? [...there].filter(([key]) => !state.published.has(key)).map(([, method]) => method) : [];
+    state.published = new Set(there.keys());
+    for (const method of new Set(fresh)) athanor.refreshCards(method);
   }
 
   async function refreshRun() {
@@ -90,7 +105,7 @@
 
   function drawList(runs) {
     if (!runs.length) {
-      athanor.fill(parts.list, h("p", { class: "athanor-quiet" }, "Nothing was trained here yet. Start under Train."));
+      athanor.fill(parts.list, h("p", { class: "athanor-quiet" }, t("Nothing was trained here yet. Start under Train.")));
       return;
     }
     const cards = new Map([...parts.list.querySelectorAll(".athanor-card")].map((card) => [card.dataset.id, card]));
@@ -105,7 +120,7 @@
       h("button", { type: "button", class: "athanor-open", onclick: () => choose(id) },
         h("b", {}, ""), h("small", {}, ""), h("span", { class: "athanor-bar" }, h("i", {}))),
       h("span", { class: "athanor-moves" },
-        [["up", "▲", "Earlier"], ["down", "▼", "Later"]].map(([where, sign, title]) => h("button", { type: "button", title, "aria-label": title,
+        [["up", "▲", t("Earlier")], ["down", "▼", t("Later")]].map(([where, sign, title]) => h("button", { type: "button", title, "aria-label": title,
           onclick: (event) => athanor.busy(event.currentTarget, () => athanor.api(`jobs/${encodeURIComponent(id)}/move`, { where }).then(refresh)) }, sign))));
     card.dataset.id = id;
     return card;
@@ -122,31 +137,33 @@
   }
 
   function summary(run) {
-    if (run.state === "queued") return run.place === 1 ? "waiting, next" : `waiting, number ${run.place}`;
-    if (run.state === "preparing") return run.parts ? `${run.doing}: ${run.done_parts} of ${run.parts}` : "getting ready";
-    const steps = run.steps ? `step ${run.step} of ${run.steps}` : "";
-    const left = run.state === "training" && run.eta ? `, ${athanor.duration(run.eta)} left` : "";
-    return `${WORDS[run.state]}${steps ? ` · ${steps}` : ""}${left}`;
+    if (run.state === "queued") return run.place === 1 ? t("waiting, next") : t("waiting, number {0}", run.place);
+    const words = [run.state === "preparing" ? doing(run) || t("getting ready") : t(WORDS[run.state])];
+    if (run.steps && run.state !== "preparing") words.push(t("step {0} of {1}", run.step, run.steps));
+    if (run.state === "training" && run.eta) words.push(t("{0} left", athanor.duration(run.eta)));
+    return words.join(" · ");
   }
+
+  const doing = (run) => run.doing && (run.parts ? t("{0}: {1} of {2}", t(run.doing), run.done_parts, run.parts) : t(run.doing));
 
   // ---- one run
 
   function buildDetail() {
     Object.assign(parts, {
-      title: h("h3", {}), status: h("p", { class: "athanor-status" }), sharing: h("p", { class: "athanor-quiet" }), bar: h("i", {}), buttons: h("div", { class: "athanor-buttons" }),
-      said: h("div"), plot: h("div", { class: "athanor-plot-box" }), legend: h("p", { class: "athanor-legend" }),
-      samples: h("div", { class: "athanor-samples" }), slider: h("input", { type: "range", min: 0, max: 0, step: 1, "aria-label": "Samples by step",
+      title: h("h3", {}), status: h("p", { class: "athanor-status" }), sharing: h("p", { class: "athanor-quiet athanor-sharing" }), bar: h("i", {}), buttons: h("div", { class: "athanor-buttons" }),
+      said: h("div"), verdict: h("div"), plot: h("div", { class: "athanor-plot-box" }), legend: h("p", { class: "athanor-legend" }),
+      samples: h("div", { class: "athanor-samples" }), slider: h("input", { type: "range", min: 0, max: 0, step: 1, "aria-label": t("Samples by step"),
         oninput: () => { state.shownStep = Number(parts.slider.value); drawSamples(state.run); } }),
       sliderStep: h("span", { class: "athanor-quiet" }), outputs: h("div", { class: "athanor-outputs" }), log: h("pre", { class: "athanor-log", tabindex: 0 }),
       sampleBox: null,
     });
-    parts.sampleBox = h("div", { class: "athanor-box" }, h("h4", {}, "Sample pictures"),
+    parts.sampleBox = h("div", { class: "athanor-box" }, h("h4", {}, t("Sample pictures")),
       h("div", { class: "athanor-slider" }, parts.slider, parts.sliderStep), parts.samples);
     athanor.fill(parts.detail, parts.title, parts.status, h("div", { class: "athanor-bar athanor-tall", role: "progressbar",
-      "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.bar), parts.sharing, parts.buttons, parts.said,
-      h("div", { class: "athanor-box" }, h("h4", {}, "Loss", athanor.help("How far the model's guesses are from the pictures. It is noisy; watch the strong line. Held-out pictures (dots) tell whether it learns or only memorises.")), parts.plot, parts.legend),
-      parts.sampleBox, h("div", { class: "athanor-box" }, h("h4", {}, "Files"), parts.outputs),
-      h("details", {}, h("summary", {}, "What the trainer printed"), parts.log));
+      "aria-label": t("Progress"), "aria-valuemin": 0, "aria-valuemax": 100 }, parts.bar), parts.sharing, parts.buttons, parts.said, parts.verdict,
+      h("div", { class: "athanor-box" }, h("h4", {}, t("Loss"), athanor.help(t("How far the model's guesses are from the pictures. It is noisy; watch the strong line. Held-out pictures (dots) tell whether it learns or only memorises."))), parts.plot, parts.legend),
+      parts.sampleBox, h("div", { class: "athanor-box" }, h("h4", {}, t("Files")), parts.outputs),
+      h("details", {}, h("summary", {}, t("What the trainer printed")), parts.log));
     parts.detail.dataset.state = "none";
   }
 
@@ -160,12 +177,14 @@
     parts.bar.parentElement.setAttribute("aria-valuenow", Math.round(shown * 100));
     drawButtons(run);
     said(parts.said, JSON.stringify([run.problems, run.notes]), () => [athanor.problems(run.problems), athanor.problems(run.notes, "note")]);
-    said(parts.plot, `${state.losses.length} ${run.validations.length} ${run.generation} ${run.step}`, () => state.losses.length
-      ? athanor.plot(state.losses, run.validations, run.steps) : h("p", { class: "athanor-quiet" }, "The curve begins with the first step."));
+    said(parts.verdict, JSON.stringify([run.id, run.best, run.verdict, run.published, run.state]), () => athanor.verdictBox(run));
+    const chosen = run.best && run.best.step;
+    said(parts.plot, `${state.losses.length} ${run.validations.length} ${run.generation} ${run.step} ${chosen}`, () => state.losses.length
+      ? athanor.plot(state.losses, run.validations, run.steps, chosen) : h("p", { class: "athanor-quiet" }, t("The curve begins with the first step.")));
     update(parts.legend, "textContent", legend(run));
     drawSamples(run);
-    said(parts.outputs, JSON.stringify(run.outputs), () => run.outputs.length ? run.outputs.map((output) => outputRow(run, output))
-      : h("p", { class: "athanor-quiet" }, "The file appears here when the run is done, or with “Save now”."));
+    said(parts.outputs, JSON.stringify([run.id, run.outputs, run.best]), () => run.outputs.length ? run.outputs.map((output) => outputRow(run, output))
+      : h("p", { class: "athanor-quiet" }, t("The file appears here when the run is done, or with “Save now”.")));
     update(parts.log, "textContent", run.log.join("\n"));
   }
 
@@ -190,27 +209,28 @@
   }
 
   function statusLine(run) {
-    const parts = [WORDS[run.state]];
-    if (run.state === "preparing" && run.doing) parts.push(run.parts ? `${run.doing}: ${run.done_parts} of ${run.parts}` : run.doing);
-    if (run.steps) parts.push(`step ${run.step} of ${run.steps}`);
-    if (run.eta) parts.push(`${athanor.duration(run.eta)} left`);
-    if (run.seconds_per_step) parts.push(`${run.seconds_per_step.toFixed(run.seconds_per_step < 1 ? 2 : 1)} s a step`);
-    return parts.join(" · ");
+    const words = [t(WORDS[run.state])];
+    if (["preparing", "training"].includes(run.state) && doing(run)) words.push(doing(run));
+    if (run.steps) words.push(t("step {0} of {1}", run.step, run.steps));
+    if (run.eta) words.push(t("{0} left", athanor.duration(run.eta)));
+    if (run.seconds_per_step) words.push(t("{0} s a step", run.seconds_per_step.toFixed(run.seconds_per_step < 1 ? 2 : 1)));
+    if (run.live) words.push(t("drawn with at step {0}", run.live.step));
+    return words.join(" · ");
   }
 
   function legend(run) {
     if (!state.losses.length) return "";
     const held = run.validations.filter((each) => Number.isFinite(each.loss));
     const best = held.reduce((found, each) => (!found || each.loss < found.loss ? each : found), null);
-    const average = `Running average ${athanor.smooth(state.losses).pop()[1].toFixed(4)}`;
-    return best ? `${average} · lowest held-out loss ${best.loss.toFixed(4)} at step ${best.step}` : average;
+    const average = t("Running average {0}", athanor.smooth(state.losses).pop()[1].toFixed(4));
+    return best ? `${average} · ${t("lowest held-out loss {0} at step {1}", best.loss.toFixed(4), best.step)}` : average;
   }
 
   function drawButtons(run) {
     said(parts.buttons, run.id + run.actions.join(), () => run.actions.filter((action) => BUTTONS[action]).map((action) => {
       const [label, title] = BUTTONS[action];
-      return h("button", { type: "button", title, class: action === "resume" ? "athanor-primary" : "", onclick: (event) => act(run, action, event.currentTarget) },
-        action === "stop" && run.state === "queued" ? "Take out of the queue" : label);
+      return h("button", { type: "button", title: t(title), class: ["resume", "live"].includes(action) ? "athanor-primary" : "", onclick: (event) => act(run, action, event.currentTarget) },
+        action === "stop" && run.state === "queued" ? t("Take out of the queue") : t(label));
     }));
   }
 
@@ -221,17 +241,17 @@
       if (action === "live") return drawLive(await athanor.api(`jobs/${id}/live`, {}));
       await athanor.api(`jobs/${id}/${action}`, {});
       if (action === "delete") {
-        athanor.say(`“${run.id}” lies in the trash folder of the runs.`);
+        athanor.say(t("“{0}” lies in the trash folder of the runs.", run.id));
         state.chosen = null;
         state.losses = [];
       }
-      if (action === "save" || action === "sample") athanor.say("Asked for; it is done after the present step.");
+      if (action === "save" || action === "sample") athanor.say(t("Asked for; it is done after the present step."));
       return refresh();
     });
   }
 
   async function drawLive(made) {
-    await athanor.useInPrompt([made.trigger, made.tag].filter(Boolean).join(" "));
+    await athanor.useInPrompt(made.trigger, made.tag);
     return refresh();
   }
 
@@ -244,7 +264,7 @@
     const index = newest ? steps.length - 1 : state.shownStep;
     if (newest) { state.shownStep = null; parts.slider.value = index; }
     parts.slider.disabled = steps.length < 2;
-    update(parts.sliderStep, "textContent", `step ${steps[index]}`);
+    update(parts.sliderStep, "textContent", t("step {0}", steps[index]));
     const shown = run.samples.filter((sample) => sample.step === steps[index]);
     said(parts.samples, run.id + shown.map((sample) => sample.path).join(), () => shown.map((sample) => h("figure", {},
       h("img", { src: athanor.url(`jobs/${encodeURIComponent(run.id)}/samples/${encodeURIComponent(sample.path.split("/").pop())}`), alt: sample.prompt, loading: "lazy" }),
@@ -252,10 +272,11 @@
   }
 
   function outputRow(run, output) {
-    const trigger = run.method === "lora" ? run.trigger : "";
-    return h("div", { class: "athanor-output" }, h("span", {}, output.file, output.kind === "result" ? "" : ` (step ${output.step})`),
-      ["lora", "textual_inversion"].includes(run.method) ? h("button", { type: "button",
-        onclick: (event) => athanor.useOutput(event.currentTarget, run.id, output.file, trigger) }, "Use in prompt") : "");
+    const isBest = run.best && run.best.path === output.file;
+    return h("div", { class: "athanor-output" },
+      h("span", {}, output.file, h("small", {}, ` ${t("step {0}", output.step)}`), isBest ? h("b", { class: "athanor-badge" }, t("best")) : ""),
+      h("button", { type: "button", onclick: (event) => athanor.useOutput(event.currentTarget, run, output.file) },
+        run.method === "dreambooth" ? t("Put into the WebUI") : t("Use in prompt")));
   }
 
   athanor.screens.runs = { build, shown: () => { if (parts) refresh(); } };

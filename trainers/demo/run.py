@@ -48,6 +48,7 @@ class Task:
         """The raw options of the training job."""
         return {
             **load_preset(self.preset),
+            "verdict": False,  # before and after is its own picture
             "name": NAME,
             "comment": "made by `python install.py demo`",
             "base": str(self.base),

@@ -27,8 +27,9 @@ from trainers.spec import Job
 if TYPE_CHECKING:
     from trainers.engine.session import Session
 
-SHARE_OF_TRAINING = 0.15
-"""The sheet takes about this share of the time that the steps took; it is drawn smaller where that is short."""
+SHARE_OF_TRAINING, LEAST_SECONDS = 0.2, 20.0
+"""The sheet takes about this share of the time that the steps took, and this many seconds at least; where that is
+short, it shows less."""
 MOST_PROMPTS = 4
 WEIGHTS = {1: (1.0,), 2: (0.7, 1.0), 3: (0.5, 0.75, 1.0)}
 _LAYOUTS = ((4, 5, 3), (4, 4, 3), (4, 3, 3), (4, 3, 2), (4, 3, 1), (4, 2, 1), (4, 1, 1), (2, 1, 1))
@@ -93,7 +94,7 @@ def draw_verdict(session: Session, choice: Choice, training_seconds: float, is_s
     if not verdict_prompts(session.job):
         return
     try:
-        _Artist(session, choice, is_stopped).draw(training_seconds * SHARE_OF_TRAINING)
+        _Artist(session, choice, is_stopped).draw(max(training_seconds * SHARE_OF_TRAINING, LEAST_SECONDS))
     except (RuntimeError, OSError, ValueError) as error:  # out of memory, a full disk, a file that was taken away
         session.events.emit("note", text=f"The verdict sheet could not be drawn: {str(error).splitlines()[0]}")
 
