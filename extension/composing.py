@@ -16,7 +16,7 @@ from trainers import options
 from trainers.errors import InputError, did_you_mean
 from trainers.options import DATA, METHODS, ONE_PASS, fields_for
 from trainers.presets import FOLDER, load_preset, preset_names
-from trainers.spec import read_yaml
+from trainers.spec import convert, read_yaml
 
 LEAST_EXPOSURES = 1000
 """Fewer than these teach nothing that can be judged, so no pace goes below them unless the recipe itself does."""
@@ -158,7 +158,7 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
         kept = {**raw} if preset == "demo" else _about_pictures(raw, known)
         own = methods()[wish.method].get("recipe", {}).get("toy" if preset == "demo" else family, {})
         values = {**{name: kept[name] for name in kept if name not in _RATES}, **own}
-    values = {name: value for name, value in values.items() if name in known}
+    values = {name: convert(known[name], value) for name, value in values.items() if name in known}
     if family_of(wish.base) == "sd2":  # 512 or 768 px and its own clip skip: the model says which
         values = {name: value for name, value in values.items() if name not in ("resolution", "clip_skip")}
     return preset, values

@@ -56,7 +56,7 @@
       h("label", { class: "athanor-thumb" }, image, box,
         twin ? h("img", { class: "athanor-twin", src: address(twin.file, twin.version), alt: "", title: twin.file, loading: "lazy" }) : ""),
       h("figcaption", {}, h("b", { title: picture.file }, picture.file), troubles(picture).map((text) => h("em", { title: text }, text)),
-        broken ? "" : field(picture, said), said));
+        broken ? "" : withRibbon(field(picture, said)), said));
     tell(picture, said);
     return figure;
   }
@@ -76,6 +76,8 @@
       } });
     return area;
   }
+
+  const withRibbon = (area) => [area, athanor.ribbon(area)];
 
   function next(area) {
     const areas = [...data.parts.grid.querySelectorAll("textarea")];

@@ -173,7 +173,7 @@
   // ---- the recipe
 
   async function chooseMethod(method) {
-    form.method = method;
+    form.method = parts.methods.value = method;
     form.changed = {};
     form.preset = "";
     await Promise.all([compose(), startingPoints().catch((error) => athanor.refused(error))]);

@@ -78,8 +78,9 @@ def check(job: dict) -> int:
     """A job whose `comment` says do=stop has a red finding."""
     checks = [{"id": "captions", "severity": "ok", "text": "Fine.", "pictures": [], "what_to_do": ""}]
     if _wishes(job).get("do") == "stop":
+        pictures = [path.name for path in sorted(Path(job["data"]).glob("*.png"))]
         checks.insert(
-            0, {"id": "amount", "severity": "stop", "text": "Too few.", "pictures": ["0.png"], "what_to_do": "More."}
+            0, {"id": "amount", "severity": "stop", "text": "Too few.", "pictures": pictures, "what_to_do": "More."}
         )
     folder = {"purpose": "", "pictures": 3, "captioned": 3, "skipped": [], "notes": []}
     memory = {"peak_bytes": 1e9, "free_bytes": 2e9, "fits": True}

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from jobs_helpers import fake_environment
+from page_steps import PROMPT, opened, train_from_the_form, wait_until_done
 from training_helpers import make_pictures
 
 pytest.importorskip("gradio")
@@ -82,42 +83,106 @@ def page(address):
     playwright = pytest.importorskip("playwright.sync_api")
     if not BROWSER:
         pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        made = browser.new_page()
-        made.errors = []
-        made.on("pageerror", lambda error: made.errors.append(str(error)))
-        made.on("console", lambda said: made.errors.append(said.text) if said.type == "error" else None)
-        made.set_default_timeout(90_000)
-        made.goto(address, wait_until="domcontentloaded")
+    with opened(playwright, BROWSER, address) as made:
         made.wait_for_selector(".athanor-choice")
         yield made
-        browser.close()
+
+
+@pytest.fixture
+def tab(page):
+    """The form as it is at first."""
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector(".athanor-time:not(:empty)")
+    return page.locator("#athanor")
 
 
 @pytest.mark.slow
-def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop, tmp_path):
-    data = make_pictures(workshop.pictures / "balls", 3)
-    page.get_by_label("Pictures", exact=True).fill(str(data))
-    page.get_by_label("Trigger word", exact=True).fill("sks ball")
-    assert page.get_by_label("Name of the result", exact=True).input_value() == "sks-ball"
-    page.get_by_text("Expert: every option").press("Enter")
-    page.get_by_label("steps", exact=True).fill("7")
-    page.get_by_label("steps", exact=True).press("Tab")
-    page.get_by_role("button", name="Train", exact=True).press("Enter")
-    page.get_by_text("done · step 7 of 7").first.wait_for()
-    page.get_by_role("button", name="Use in prompt").press("Enter")
+def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop):
+    train_from_the_form(page, make_pictures(workshop.pictures / "balls", 3), "sks ball", 7)
+    wait_until_done(page, 7)
+    page.locator("#athanor").get_by_role("button", name="Use in prompt").press("Enter")
     page.get_by_role("tab", name="Text to picture").click()
-    prompt = page.get_by_label("Prompt", exact=True)
-    page.wait_for_function("document.querySelector('#txt2img_prompt textarea').value != ''")
-    assert prompt.input_value() == "sks ball <lora:sks-ball:1>"
+    page.wait_for_function(f"document.querySelector('{PROMPT}').value != ''")
+    assert page.locator(PROMPT).input_value() == "sks ball <lora:sks-ball:1>"
     page.get_by_role("tab", name="Athanor").click()
     assert page.errors == []
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_beside_the_button(page):
-    page.get_by_role("tab", name="Train", exact=True).click()
-    page.get_by_label("Pictures", exact=True).fill("/nowhere")
-    page.get_by_role("button", name="Train", exact=True).click()
-    page.get_by_role("complementary").get_by_text("is not in a folder that this page may use").wait_for()
+def test_what_is_wrong_is_said_beside_the_button(page, tab):
+    tab.get_by_label("Pictures", exact=True).fill("/nowhere")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.get_by_role("complementary").get_by_text("is not in a folder that this page may use").wait_for()
+    page.errors.clear()  # the browser's own word for a refusal
+
+
+@pytest.mark.slow
+def test_a_red_finding_holds_the_run_back_until_it_is_ticked(page, tab, workshop):
+    tab.get_by_label("Pictures", exact=True).fill(str(make_pictures(workshop.pictures / "few", 2)))
+    tab.get_by_label("Trigger word", exact=True).fill("zwx")
+    tab.get_by_text("Expert: every option").press("Enter")
+    tab.get_by_label("Search", exact=True).fill("comment")
+    tab.get_by_label("comment", exact=True).fill("do=stop")
+    tab.get_by_label("comment", exact=True).press("Tab")
+    tab.get_by_role("button", name="Train", exact=True).press("Enter")
+    tab.get_by_text("1 red finding(s) hold it back").wait_for()
+    tab.get_by_role("button", name="Train", exact=True).press("Enter")
+    assert [view.id for view in workshop.jobs.all() if view.id.startswith("zwx")] == []
+    tab.get_by_label("Train all the same").press("Space")
+    tab.get_by_text("Ready to train.").wait_for()
+    tab.get_by_role("button", name="Train", exact=True).press("Enter")
+    tab.get_by_text("zwx").first.wait_for()
+    assert workshop.jobs.raw_job("zwx")["override_checks"] == ["amount"]
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_forms_are_kept_as_presets_and_as_files(page, tab, tmp_path, workshop):
+    tab.get_by_label("A person").check()
+    tab.get_by_label("Quick").check()
+    tab.get_by_text("Expert: every option").press("Enter")
+    tab.get_by_label("rank", exact=True).fill("5")
+    tab.get_by_label("rank", exact=True).press("Tab")
+    assert tab.locator(".athanor-changed label").all_text_contents() == ["rank"]
+    tab.get_by_label("Keep these options as").fill("my faces 脸")
+    tab.get_by_role("button", name="Save", exact=True).press("Enter")
+    tab.get_by_text("Kept as “my faces 脸”.").wait_for()
+    tab.get_by_label("Trigger word", exact=True).fill("zwx")
+    tab.get_by_label("Pictures", exact=True).fill(str(workshop.pictures))
+    with page.expect_download() as download:
+        tab.get_by_role("button", name="Download job file").press("Enter")
+    file = tmp_path / "job.yaml"
+    download.value.save_as(file)
+    assert "rank: 5" in file.read_text(encoding="utf-8")
+
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector(".athanor-time:not(:empty)")
+    tab.get_by_text("Expert: every option").press("Enter")
+    tab.get_by_label("Recipe", exact=True).select_option("my faces 脸")
+    page.wait_for_function("document.querySelector('.athanor-purpose input[value=person]').checked")
+    page.wait_for_function("document.querySelector('.athanor-changed')")
+    assert tab.get_by_label("rank", exact=True).input_value() == "5" and tab.get_by_label("Quick").is_checked()
+    tab.get_by_role("button", name="undo").press("Enter")
+    assert tab.locator(".athanor-changed").count() == 0
+    tab.get_by_role("button", name="Delete", exact=True).press("Enter")
+    tab.get_by_text("lies in the trash folder of your presets").wait_for()
+    tab.get_by_label("Choose a job file or a verdict sheet").set_input_files(file)
+    page.wait_for_function("document.querySelector('.athanor-changed')")
+    assert tab.get_by_label("rank", exact=True).input_value() == "5"
+    assert tab.get_by_label("Trigger word", exact=True).input_value() == "zwx"
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_a_method_is_chosen_from_the_table_and_words_are_shown_as_tokens(page, tab):
+    tab.get_by_label("Trigger word", exact=True).fill("sks basketball")
+    tab.get_by_text("2 of 75 tokens").wait_for()
+    tab.get_by_role("button", name="Which method should I use?").press("Enter")
+    tab.get_by_text("Advised").wait_for()
+    tab.get_by_label("Number of pictures").fill("3")
+    tab.get_by_label("Number of pictures").press("Tab")
+    row = tab.get_by_role("row").filter(has_text="Textual Inversion")
+    row.get_by_text("Advised").wait_for()
+    row.get_by_role("button", name="Use").press("Enter")
+    assert tab.get_by_label("Method", exact=True).input_value() == "textual_inversion"
+    assert page.errors == []

@@ -1,0 +1,61 @@
+"""What a person does in the tab, by labels and keyboard; the same in every WebUI's page."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROMPT = "#txt2img_prompt textarea, textarea#txt2img_prompt"
+_ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def opened(playwright: Any, browser: str, address: str, **wishes: Any) -> Iterator[Any]:
+    """A page at an address; `page.errors` holds what went wrong in it, the console's errors included."""
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=browser, args=_ARGUMENTS)
+        page = running.new_page(**wishes)
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda said: page.errors.append(_told(said)) if said.type == "error" else None)
+        page.set_default_timeout(90_000)
+        page.goto(address, wait_until="domcontentloaded")
+        yield page
+        running.close()
+
+
+def _told(said: Any) -> str:
+    return f"{said.text} ({said.location.get('url', '')})"
+
+
+def train_from_the_form(page: Any, folder: Path, trigger: str, steps: int) -> None:
+    """Fills the form and starts; keys and labels only."""
+    tab = page.locator("#athanor")
+    tab.get_by_role("tab", name="Train", exact=True).press("Enter")
+    tab.get_by_label("Pictures", exact=True).fill(str(folder))
+    tab.get_by_label("Trigger word", exact=True).fill(trigger)
+    tab.get_by_label("Name of the result", exact=True).press("Tab")
+    assert tab.get_by_label("Name of the result", exact=True).input_value() == re.sub(r"\s+", "-", trigger)
+    if not tab.get_by_label("steps", exact=True).is_visible():
+        tab.get_by_text("Expert: every option").press("Enter")
+    tab.get_by_label("steps", exact=True).fill(str(steps))
+    tab.get_by_label("steps", exact=True).press("Tab")
+    tab.get_by_role("button", name="Train", exact=True).press("Enter")
+
+
+def wait_until_done(page: Any, steps: int) -> None:
+    """Until the run that is shown is done."""
+    page.locator("#athanor").get_by_text(f"done · step {steps} of {steps}").first.wait_for()
+
+
+def use_in_prompt(page: Any) -> str:
+    """Presses the button of the finished run's file; gives what is in the prompt then."""
+    page.locator("#athanor").get_by_role("button", name=re.compile("^Use (in prompt|this)")).first.press("Enter")
+    page.wait_for_function(f"document.querySelector('{PROMPT}') && document.querySelector('{PROMPT}').value != ''")
+    return page.locator(PROMPT).first.input_value()
