@@ -108,13 +108,18 @@ def _undo_merges(networks: Any) -> None:
 
 
 class Ownership:
-    """Who answers to `<lora:…>` and `<lyco:…>`: ours while the setting says so, else whoever did before."""
+    """Who answers to `<lora:…>` and `<lyco:…>`: ours while the setting says so, else whoever did before.
+
+    Attributes:
+        is_lent: whether a trainer uses the model's weights, which nobody may write to then: they stay ours meanwhile.
+    """
 
     def __init__(self, ours: Any, builtin: Callable[[Any], BuiltIn] = BuiltIn) -> None:
         self.ours = ours
         self._made = builtin
         self.builtin = builtin(None)
         self._aliases: dict[str, Any] = {}
+        self.is_lent: Callable[[], bool] = lambda: False
 
     @property
     def held(self) -> bool:
@@ -153,7 +158,7 @@ class Ownership:
 
     def sync(self) -> None:
         """Follows the setting and the command line flag."""
-        wanted = bool(getattr(shared.opts, "athanor_lora", True))
+        wanted = bool(getattr(shared.opts, "athanor_lora", True)) or self.is_lent()
         if wanted and not getattr(shared.cmd_opts, "athanor_leave_lora", False):
             self.take()
         else:

@@ -7,7 +7,7 @@ something raises, and the model may change under them (a refiner, another checkp
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,7 @@ class Sessions:
         self.host = host
         self.library = library
         self.builtin = BuiltIn(None)
+        self.is_lent: Callable[[], bool] = lambda: False  # whether a trainer uses the model's weights
         self._sessions: dict[int, Session] = {}
         self._injection: Injection | None = None
         self._model: weakref.ref | None = None
@@ -277,6 +278,9 @@ class Sessions:
     def _hand_to_builtin(self, p: Any, session: Session, actives: Iterable[Any], whole: bool = False) -> None:
         """What we cannot do goes to the host's own loader; without any, it is asked to let go."""
         tags = [one.tag for one in actives if whole or self.builtin.find(one.tag.name) is not None]
+        if tags and self.is_lent():
+            add_notes(p, [*session.wanted.reports, *map(_barred, tags)])
+            tags = []
         if not tags:
             self.builtin.let_go()
             return
@@ -290,6 +294,13 @@ class Sessions:
 def _unknown(adapter: Adapter, family: str) -> bool:
     """Whether a file has nothing that we know, for this family or another."""
     return adapter.family is None and not adapter.match(family).sites and not adapter.bundled
+
+
+def _barred(tag: Any) -> str:
+    return (
+        f"{tag.source_text} does nothing now: only the WebUI's own loader could apply it, by writing into the model's "
+        "weights, and a training uses them."
+    )
 
 
 def _handed(tags: Iterable[Any], why: str) -> list[str]:

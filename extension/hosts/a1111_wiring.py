@@ -11,6 +11,7 @@ from modules import extra_networks, script_callbacks, scripts
 from extension.hosts import a1111_embeddings, a1111_infotext
 from extension.hosts.a1111_builtin import BuiltIn, Ownership
 from extension.hosts.a1111_conditioning import Pass
+from extension.hosts.a1111_lease import A1111Lender
 from extension.hosts.a1111_refresh import after_change
 from extension.hosts.a1111_sessions import Sessions
 from extension.hosts.a1111_settings import SCOPES, add_settings
@@ -18,7 +19,7 @@ from extension.hosts.a1111_tab import add_tab
 from extension.hosts.a1111_tags import read_batch, read_before_parsing
 from extension.hosts.a1111_xyz import add_axis
 from extension.hosts.base import LoadedModel
-from extension.hosts.workshops import live_files_of
+from extension.hosts.workshops import jobs_of, live_files_of
 from extension.injection.embeddings import EmbeddingStore
 from extension.listing import MASK_ENDINGS, Listing
 from extension.wanted import Library
@@ -44,6 +45,7 @@ class Plugin:
 
     sessions_class = Sessions
     builtin_class = BuiltIn
+    lender_class = A1111Lender
     draws_hypernetworks = False
     """Whether `<hypernet:…>` is ours to act on: AUTOMATIC1111 does it itself, its relatives no longer do."""
 
@@ -60,6 +62,12 @@ class Plugin:
         )
         self.sessions = self.sessions_class(host, self.library)
         self.ownership = Ownership(AthanorNetwork(self.sessions), self.builtin_class)
+        self.lender = self.lender_class(self)
+
+    def started(self) -> None:
+        """The host is ready to draw, and so to share its model with trainings."""
+        self.sync()
+        self.lender.install(jobs_of(self.host))
 
     def sync(self) -> None:
         """Follows the setting: takes the tags over or gives them back."""
@@ -72,6 +80,7 @@ class Plugin:
         """The scripts are loaded again, perhaps without us."""
         self.sessions.detach()
         self.ownership.give_back()
+        self.lender.remove()
 
     # --- a generation
 
@@ -177,7 +186,7 @@ def wire(host: Any, make: Callable[[Any], Plugin] = Plugin) -> type:
     script_callbacks.on_ui_settings(lambda: add_settings(plugin.sync))
     add_tab(host, lambda method: after_change(plugin.ownership, method))
     script_callbacks.on_before_ui(lambda: add_axis(scripts.scripts_data))
-    script_callbacks.on_app_started(lambda demo, app: plugin.sync())
+    script_callbacks.on_app_started(lambda demo, app: plugin.started())
     script_callbacks.on_model_loaded(lambda model: plugin.sessions.detach())
     script_callbacks.on_cfg_denoiser(plugin.sessions.step)
     script_callbacks.on_script_unloaded(plugin.unload)

@@ -16,6 +16,8 @@ import torch
 
 from extension.jobs.files import write_json
 from extension.jobs.lease import CannotLend
+from trainers.formats import safetensors_io
+from trainers.formats.families import FAMILIES, Family
 from trainers.formats.live_tensors import Shared
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -110,6 +112,55 @@ def export(components: Components, manifest: Path, about: Mapping[str, Any]) -> 
     write_json(manifest, shared.description(**about))
     manifest.chmod(0o600)  # whoever reads it can reach the host's memory
     return shared
+
+
+def has_room_for(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether a copy of each fits beside them where they lie; in the computer's memory that is taken for granted."""
+    on_cards: dict[torch.device, int] = {}
+    for tensor in tensors:
+        if tensor.device.type == "cuda":
+            on_cards[tensor.device] = on_cards.get(tensor.device, 0) + tensor.numel() * tensor.element_size()
+    return all(needed * _SPARE < torch.cuda.mem_get_info(device)[0] for device, needed in on_cards.items())
+
+
+_COMPARED = 48
+"""Tensors that are compared with the file's: evenly spread, so that an adapter's layers are among them."""
+
+
+def check_clean(components: Components, family: str, checkpoint: Path, merged: str) -> None:
+    """The weights are those of the file.
+
+    Args:
+        merged: the name of a layer where something was merged, as far as the host's loader knows.
+
+    Raises:
+        CannotLend: they are not.
+    """
+    different = merged or _differs_from_file(components, FAMILIES[family], checkpoint)
+    if different:
+        raise CannotLend(f"the WebUI's weights are not the file's at {different}; something is merged into them")
+
+
+def _differs_from_file(components: Components, family: Family, checkpoint: Path) -> str:
+    """The name of a large tensor that is not what a single safetensors file says; "" where none was found."""
+    if checkpoint.suffix.lower() != ".safetensors":
+        return ""
+    prefixes = {"unet": family.unet_prefix, **{one.component: one.ldm_prefix for one in family.text_encoders}}
+    live = {
+        prefix + name: tensor
+        for component, prefix in prefixes.items()
+        for name, tensor in components[component][1].items()
+        if tensor.ndim > 1 and "embedding" not in name
+    }
+    header = safetensors_io.read_header(checkpoint)
+    names = [name for name in live if name in header.tensors]
+    chosen = set(names[:: max(1, len(names) // _COMPARED)])
+    stored, _ = safetensors_io.load(checkpoint, mapped=True, wanted=chosen.__contains__, header=header)
+    for name, tensor in stored.items():
+        now = live[name].cpu()
+        if now.shape == tensor.shape and not torch.equal(now, tensor.to(now.dtype)):
+            return name
+    return ""
 
 
 def in_use(device: torch.device) -> int:

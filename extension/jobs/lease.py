@@ -124,7 +124,7 @@ def choose(job: Mapping[str, Any], device: str, holding: Holding | None, memory:
     if holding is None:
         return Choice(SIDE_BY_SIDE, "The WebUI has no model in memory.")
     if holding.device != device:
-        return Choice(SIDE_BY_SIDE, f"The WebUI draws on {holding.device} and this trains on {device}.")
+        return Choice(SIDE_BY_SIDE, f"The WebUI's model lies on {holding.device}, and this trains on {device}.")
     wanted = str(job.get("gpu_sharing") or "auto")
     problem = attach_problem(job, holding)
     if wanted in ("auto", ATTACH) and not problem:

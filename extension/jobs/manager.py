@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,19 @@ class Jobs:
     def borrow_from(self, lender: Lender) -> None:
         """Trainings share the device with this host's model from now on."""
         self.supervisor.leases = Leases(lender, lambda job: memory_plan(job, self.environment))
+
+    def let_go(self, seconds: float = 120.0) -> None:
+        """Asks the trainers that are attached to the host's model to save and stop, and waits until they have."""
+        leases = self.supervisor.leases
+        runs = leases.attached if leases is not None else []
+        for run in runs:
+            self.supervisor.ask_to_stop(run)
+        until = time.monotonic() + seconds
+        while any(living_process(run) for run in runs) and time.monotonic() < until:
+            time.sleep(0.1)
+        for run in runs:
+            if living_process(run) is None:
+                leases.end(run)
 
     def start(self) -> None:
         """Looks after the queue from now on."""

@@ -37,7 +37,7 @@ class Turns:
     def end(self) -> None:
         """It is drawn."""
         with self._lock:
-            self._count -= 1
+            self._count = max(0, self._count - 1)
             if self._count == 0 and self._file is not None:
                 self._file.close()
                 self._file = None

@@ -75,6 +75,10 @@ class Shared:
             self.nbytes += storage.nbytes()
         return known[0]
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in one of the storages that were given away."""
+        return tensor.untyped_storage()._cdata in self._storages
+
     def description(self, **more: Any) -> dict[str, Any]:
         """What is written for the other process."""
         return {
