@@ -81,7 +81,10 @@ class Bench:
         self.folder, self.base = folder, folder / "base.safetensors"
         self.before = self.used()
         self.studio = Studio(self.base, Places(folder / "host"), device)
-        environment = Environment(Path(sys.executable), variables={"OMP_NUM_THREADS": "4"})
+        import diffusers  # where it was carried to, trainers have to find it too
+
+        paths = (ROOT, Path(diffusers.__file__).parents[1])
+        environment = Environment(Path(sys.executable), paths=paths, variables={"OMP_NUM_THREADS": "4"})
         self.jobs = Jobs(folder / "runs", environment, auto_device="cuda:0" if device == "cuda" else device)
         self.jobs.borrow_from(EmbeddedLender(self.studio))
         self.studio.turn = self.jobs.turns.drawing

@@ -159,7 +159,8 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str
     for owner in module.modules():
         positions = owner._buffers.get("position_ids")
         if positions is not None and positions.is_meta:
-            owner._buffers["position_ids"] = torch.arange(positions.shape[-1]).expand((1, -1)).clone()
+            numbers = torch.arange(positions.shape[-1], device=next(module.parameters()).device)
+            owner._buffers["position_ids"] = numbers.expand((1, -1)).clone()
     left = [name for name, value in [*module.named_parameters(), *module.named_buffers()] if value.is_meta]
     if left:
         raise RuntimeError(f"{what}: {left[0]} was not filled")
