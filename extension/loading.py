@@ -2,8 +2,8 @@
 
 Extensions of a host share one interpreter, and others own packages called `extension` or `trainers` too: whoever comes
 first would be everyone's. So inside a host ours are `athanor_extension` and `athanor_trainers`, and the absolute
-imports between them are read as those names. No byte code is kept, because the same files are run under their plain
-names by the trainer's process and by the tests.
+imports between them are read as those names. Byte code is kept under names of its own, because the same files are run
+under their plain names by the trainer's process and by the tests.
 
 This file is loaded by its path and imports nothing of ours.
 """
@@ -11,18 +11,24 @@ This file is loaded by its path and imports nothing of ours.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import marshal
+import os
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("extension", "trainers")
 PREFIX = "athanor_"
+_HEAD = importlib.util.MAGIC_NUMBER + hashlib.sha256(Path(__file__).read_bytes()).digest()[:8]
+"""What byte code begins with: the Python and this file, which changes imports, that made it."""
 
 
 def renamed(name: str) -> str:
@@ -60,9 +66,35 @@ class _Loader(importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        tree = ast.parse(self._path.read_bytes(), str(self._path))
-        tree = ast.fix_missing_locations(_Imports().visit(tree))
-        exec(compile(tree, str(self._path), "exec", dont_inherit=True), module.__dict__)
+        exec(_code(self._path), module.__dict__)
+
+
+def _code(path: Path) -> CodeType:
+    """The code of one of our files, from its byte code where that is of this very file and this Python."""
+    state = path.stat()
+    head = _HEAD + struct.pack("<qq", state.st_mtime_ns, state.st_size)
+    cache = path.parent / "__pycache__" / f"{path.stem}.athanor-{sys.implementation.cache_tag}.pyc"
+    try:
+        kept = cache.read_bytes()
+        if kept.startswith(head):
+            return marshal.loads(kept[len(head) :])
+    except (OSError, ValueError, EOFError, TypeError):
+        pass  # none yet, or a damaged one
+    tree = ast.fix_missing_locations(_Imports().visit(ast.parse(path.read_bytes(), str(path))))
+    code = compile(tree, str(path), "exec", dont_inherit=True)
+    if not sys.dont_write_bytecode:
+        _keep(cache, head + marshal.dumps(code))
+    return code
+
+
+def _keep(cache: Path, content: bytes) -> None:
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, cache)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a folder that cannot be written: then without
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -86,6 +118,13 @@ class Finder(importlib.abc.MetaPathFinder):
             )
         file = place.with_name(place.name + ".py")
         return importlib.util.spec_from_file_location(fullname, file, loader=_Loader(file)) if file.is_file() else None
+
+
+def compile_all(root: Path = ROOT) -> None:
+    """Writes the byte code of all that a host may load, so that its next start need not."""
+    for package in PACKAGES:
+        for path in (root / package).rglob("*.py"):
+            _code(path)
 
 
 def load(name: str) -> ModuleType:

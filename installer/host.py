@@ -23,6 +23,7 @@ from extension.jobs.copies import second_copies
 from extension.jobs.files import read_json, write_json
 from extension.jobs.places import Place
 from extension.jobs.processes import Identity
+from extension.loading import compile_all
 from installer.environment import ROOT, Environment
 from installer.link import is_webui
 from installer.lock import only_one
@@ -229,6 +230,7 @@ def _set_up(environment: HostEnvironment, again: bool) -> int:
     environment.watch = progress
     environment.log_path = environment.place.log
     try:
+        compile_all(environment.root)
         _check_room(environment.place)
         environment.make(again)
         progress.ready(environment)

@@ -62,7 +62,7 @@ def copy_installer(target: Path) -> Path:
     shutil.copytree(REQUIREMENTS, target / "requirements")
     for name in ("install.py", "pyproject.toml"):
         shutil.copy(ROOT / name, target / name)
-    for name in ("__init__", *(f"jobs/{one}" for one in SHARED)):
+    for name in ("__init__", "loading", *(f"jobs/{one}" for one in SHARED)):
         (target / "extension" / "jobs").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "extension" / f"{name}.py", target / "extension" / f"{name}.py")
     (target / "trainers").mkdir()

@@ -80,3 +80,26 @@ def test_no_byte_code_of_the_renamed_kind_is_left(crowded, tmp_path):
     sys.meta_path.insert(0, loading.Finder(tmp_path))
     loading.load("trainers")
     assert not (package / "__pycache__").exists()
+
+
+def test_byte_code_is_kept_and_never_older_than_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "extension" / "some.py"
+    path.parent.mkdir()
+
+    def value() -> object:
+        module = types.ModuleType("athanor_extension.some")
+        loading._Loader(path).exec_module(module)
+        return module.found
+
+    path.write_text("found = 1\n")
+    loading.compile_all(tmp_path)
+    (kept,) = (path.parent / "__pycache__").iterdir()
+    assert ".athanor-" in kept.name  # Python itself looks for another name
+    with monkeypatch.context() as without:
+        without.setattr(loading.ast, "parse", None)
+        assert value() == 1
+    path.write_text("found = 'another'\n")
+    assert value() == "another"
+    kept.write_bytes(kept.read_bytes()[:-5])
+    assert value() == "another"

@@ -41,6 +41,7 @@ def person(request, host_python, tmp_path_factory):
     playwright = pytest.importorskip("playwright.sync_api")
     webui = Path(folder).expanduser().absolute()
     assert not os.path.lexists(webui / "extensions" / "athanor"), "this WebUI has Athanor already"
+    assert not list((webui / "models" / "Lora").glob("football*")), "this WebUI has a LoRA of that name already"
     forge = (webui / "modules_forge").exists()
     if not forge:
         from installer.link import give_base
