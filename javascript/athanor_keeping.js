@@ -85,16 +85,12 @@
     return athanor.dropPlace(t("Start from an earlier recipe: drop a job file or a verdict sheet here"), t("Choose a job file or a verdict sheet"),
       ".yaml,.yml,image/png", false, async ([file]) => {
         if (!file) return;
+        if (!/\.ya?ml$/i.test(file.name)) return void athanor.readSheet(file);
         try {
-          await athanor.fillForm(await read(file));
+          await athanor.fillForm((await athanor.api("job/read", { text: await file.text() })).job);
         } catch (error) {
           athanor.refused(error);
         }
       });
   };
-
-  async function read(file) {
-    if (/\.ya?ml$/i.test(file.name)) return (await athanor.api("job/read", { text: await file.text() })).job;
-    return (await athanor.api("recipe/read", file, true)).job;
-  }
 })();

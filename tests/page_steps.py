@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ def _told(said: Any) -> str:
     return f"{said.text} ({said.location.get('url', '')})"
 
 
-def train_from_the_form(page: Any, folder: Path, trigger: str, steps: int) -> None:
-    """Fills the form and starts; keys and labels only."""
+def train_from_the_form(
+    page: Any, folder: Path, trigger: str, steps: int, look: Callable[[], None] = lambda: None
+) -> None:
+    """Fills the form and starts; keys and labels only. `look` is called before the start."""
     tab = page.locator("#athanor")
     tab.get_by_role("tab", name="Train", exact=True).press("Enter")
     tab.get_by_label("Pictures", exact=True).fill(str(folder))
@@ -46,6 +48,7 @@ def train_from_the_form(page: Any, folder: Path, trigger: str, steps: int) -> No
         tab.get_by_text("Expert: every option").press("Enter")
     tab.get_by_label("steps", exact=True).fill(str(steps))
     tab.get_by_label("steps", exact=True).press("Tab")
+    look()
     tab.get_by_role("button", name="Train", exact=True).press("Enter")
 
 
