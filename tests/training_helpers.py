@@ -59,7 +59,8 @@ def command(*words: str | Path) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """One thread each (test machines are small), and no hub."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **offline, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **offline, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **more}
 
 
 def run_trainer(*words: str | Path, timeout: float = 300, **more: str) -> subprocess.CompletedProcess[str]:

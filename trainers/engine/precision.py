@@ -25,8 +25,7 @@ def device_for(wanted: str) -> torch.device:
     Raises InputError for a name that is none, and for a device that this machine or this torch does not have.
     """
     if wanted == "auto":
-        kind = next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _available(kind))
-        return torch.device(kind)
+        return _first(next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _available(kind)))
     kind, _, number = wanted.strip().lower().partition(":")
     if kind not in DEVICE_TYPES or (number and not number.isdigit()):
         hint = did_you_mean(kind, ("auto", *DEVICE_TYPES))
@@ -38,7 +37,12 @@ def device_for(wanted: str) -> torch.device:
         if int(number) >= count:
             raise InputError(f"device: {wanted!r} was asked for, but there are only {count} (counted from 0).")
         return torch.device(kind, int(number))
-    return torch.device(kind)
+    return _first(kind)
+
+
+def _first(kind: str) -> torch.device:
+    """The first device of a kind, with its number, as tensors name it: "cuda" is not equal to their "cuda:0"."""
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
 
 
 def bf16_is_fast(device: torch.device) -> bool:
