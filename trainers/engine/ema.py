@@ -51,8 +51,11 @@ class Ema:
 
 @contextmanager
 def replaced(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Puts `values` into the parameters and, at the end and on any error, their former bits back."""
-    former = [p.detach().clone() for p in parameters]
+    """Puts `values` into the parameters and, at the end and on any error, their former bits back.
+
+    Those wait in the processor's memory: a GPU that trains a whole model has no room for it twice.
+    """
+    former = [p.detach().to("cpu", copy=True) for p in parameters]
     try:
         with torch.no_grad():
             for parameter, value in zip(parameters, values, strict=True):

@@ -18,7 +18,7 @@ from trainers.engine.best import best_of_run
 from trainers.engine.live import Live
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
-from trainers.engine.step import micro_step
+from trainers.engine.step import micro_step, prepare
 from trainers.engine.turns import Turns
 from trainers.engine.validation import held_out_loss
 from trainers.engine.verdict import draw_verdict
@@ -190,18 +190,20 @@ class Loop:
         """Gradients of one step over all its batches and processes; (loss, plain loss, gradient norm)."""
         self.s.optimizer.zero_grad(set_to_none=True)
         accumulate = self.s.job.gradient_accumulation
-        learned = plain = 0.0
-        for part in range(accumulate):
-            one = micro_step(self.s, self.counters.step * accumulate + part)
-            learned, plain = learned + one[0] / accumulate, plain + one[1] / accumulate
+        first = self.counters.step * accumulate
+        parts = [torch.stack(micro_step(self.s, first + part)) for part in range(accumulate)]
+        losses = torch.stack(parts).double().mean(dim=0) if self.s.device.type != "mps" else torch.stack(parts).mean(0)
         parameters = self.s.parameters()
         self.s.world.sum_gradients(parameters)
-        learned, plain = self.s.world.sum(learned, plain)
         if self.s.scaler:
             self.s.scaler.unscale_(self.s.optimizer)
         limit = self.s.job.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit).item()
-        return learned, plain, norm
+        norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit)
+        if self.counters.step + 1 < self.s.total_steps:
+            prepare(self.s, first + accumulate)
+        # The one moment of a step that waits for the device.
+        learned, plain, norm = torch.cat([losses, norm.to(losses).reshape(1)]).tolist()
+        return *self.s.world.sum(learned, plain), norm
 
     def _step(self) -> None:
         started = time.perf_counter()

@@ -345,7 +345,8 @@ def hold_to(limit_gib: float, device: torch.device) -> None:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         share = (limit_gib * 2**30 - driver_bytes(device)) / total
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max(share, 0.001)), device)
+        number = torch.cuda.current_device() if device.index is None else device.index  # this function needs one
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(share, 0.001)), number)
 
 
 def free_bytes(device: torch.device) -> int | None:

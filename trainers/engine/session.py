@@ -117,6 +117,7 @@ class Session:
     lease: Lease
     host_base: LiveBase | None = None
     scaler: Any = None
+    prepared: Any = None  # (index, batch, what is random about it) of the coming micro step
 
     @property
     def family(self) -> Family:

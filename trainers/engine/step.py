@@ -78,18 +78,27 @@ def sample_losses(session: Session, batch: Batch, drawn: Drawn) -> tuple[torch.T
     return plain * (weights * batch.weights).to(plain.device), plain.detach()
 
 
-def micro_step(session: Session, index: int) -> tuple[float, float]:
+def prepare(session: Session, index: int) -> None:
+    """Reads global batch `index` and draws what is random about it, while the device is still busy with another."""
+    batch = session.dataset.batch(index, session.world.size, session.world.rank)
+    session.prepared = (index, batch, draw_random(session.job, batch, index) if batch.captions else None)
+
+
+def micro_step(session: Session, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds the gradient of this process's share of global batch `index`; returns (sum of weighted losses / size of
-    the global batch, the same of the plain losses)."""
+    the global batch, the same of the plain losses), each [] on the device: to read them is to wait for it."""
     job, world = session.job, session.world
-    batch = session.dataset.batch(index, world.size, world.rank)
+    if session.prepared is None or session.prepared[0] != index:
+        prepare(session, index)
+    _, batch, drawn = session.prepared
+    session.prepared = None
     if not batch.captions:  # a short last batch may leave a process without samples
-        return 0.0, 0.0
+        return torch.zeros((), device=session.device), torch.zeros((), device=session.device)
     torch.manual_seed(derived_seed(job.seed, "dropout", index, world.rank))
-    learned, plain = sample_losses(session, batch, draw_random(job, batch, index))
+    learned, plain = sample_losses(session, batch, drawn)
     share = learned.sum() / batch.global_size
     loss = share / job.gradient_accumulation
     if job.get("fused_backward") and not torch.isfinite(loss):
-        return share.item(), float("nan")  # the weights would be updated before anybody could look
+        return share.detach(), share.detach() * float("nan")  # weights would be updated before anybody could look
     (session.scaler.scale(loss) if session.scaler else loss).backward()
-    return share.item(), (plain.sum() / batch.global_size).item()
+    return share.detach(), plain.sum() / batch.global_size
