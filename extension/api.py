@@ -16,10 +16,10 @@ from fastapi.responses import FileResponse, Response
 
 from extension.api_after import add_after_routes
 from extension.api_data import add_data_routes
+from extension.api_library import add_library_routes
 from extension.api_setup import add_setup_routes
 from extension.api_support import SentenceRoute, is_local, map_of, same_origin, text_of
 from extension.api_train import add_train_routes
-from extension.library import library
 from extension.workshop import Workshop
 from trainers import options
 from trainers.errors import InputError
@@ -44,6 +44,7 @@ def add_routes(app: FastAPI, workshop: Workshop, authorise: Callable[..., Any] |
     _add_job_routes(router, workshop)
     _add_run_routes(router, workshop)
     add_data_routes(router, workshop)
+    add_library_routes(router, workshop)
     add_setup_routes(router, workshop)
     add_train_routes(router, workshop)
     app.include_router(router)
@@ -57,11 +58,6 @@ def _add_schema_routes(router: APIRouter, workshop: Workshop) -> None:
             raise InputError(f"method: {method[:60]!r} is not one of {', '.join(options.METHODS)}.")
         fields = [asdict(option) for option in options.fields_for(method)]
         return {"method": method, "methods": list(options.METHODS), "options": fields}
-
-    @router.get("/library")
-    def trained() -> dict[str, Any]:
-        """What was trained here, and the other files that the host finds."""
-        return {"entries": library(workshop)}
 
 
 def _add_job_routes(router: APIRouter, workshop: Workshop) -> None:

@@ -134,11 +134,26 @@ def _write_card(workshop: Workshop, made: RunView, source: Path, target: Path, f
 
 def _told(workshop: Workshop, made: RunView, source: Path, target: Path, copied: bool) -> dict[str, Any]:
     """What the page says and keeps of it."""
-    record = {"file": source.name, "name": target.stem, "method": made.method, "time": round(time.time(), 3)}
-    if copied or (workshop.jobs.runs / made.id) not in target.parents:
-        write_json(workshop.jobs.runs / made.id / RECORD, record)
+    run = workshop.jobs.runs / made.id
+    if run not in target.parents:
+        former = (read_json(run / RECORD) or {}).get("names", [])
+        names = list(dict.fromkeys([*former, target.stem]))
+        record = {"file": source.name, "name": target.stem, "names": names, "method": made.method, "time": time.time()}
+        write_json(run / RECORD, record)
     tag = tag_for(made.method, target.stem)
     return {"name": target.stem, "tag": tag, "trigger": made.trigger if made.method == "lora" else "", "copied": copied}
+
+
+def moved(workshop: Workshop, method: str, name: str, new_name: str | None) -> None:
+    """Notes in the run that made it that a file of the host has another name now, or (None) is there no more."""
+    for run in run_folders(workshop.jobs.runs):
+        said = read_json(run / RECORD)
+        if not said or said.get("method") != method or name not in said.get("names", []):
+            continue
+        names = [new_name if each == name else each for each in said["names"]]
+        names = [each for each in names if each]
+        now = new_name if said.get("name") == name else said.get("name")
+        write_json(run / RECORD, {**said, "names": names, "name": now or (names[-1] if names else "")})
 
 
 class Publisher:

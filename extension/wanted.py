@@ -45,6 +45,7 @@ class Library:
         hypernetworks: files for `<hypernet:…>`, or None where those tags are the host's own to act on.
         aesthetics: files for `<aesthetic:…>`, or None where there are none.
         live: newest snapshot of a run in progress by its name, for `live=1`; an InputError says why there is none.
+        shown: files that lie in none of the folders, by a name of their own, while they are drawn with (a run's files).
     """
 
     adapters: Listing
@@ -56,6 +57,7 @@ class Library:
     aesthetics: Listing | None = None
     aesthetic_files: AestheticFiles = field(default_factory=AestheticFiles)
     live: Callable[[str], Path | None] | None = None
+    shown: dict[str, Path] = field(default_factory=dict)
 
     def rescan(self) -> bool:
         """Looks for new, changed and removed files; True when anything is different."""
@@ -277,7 +279,8 @@ def _look_up_aesthetic(active: Active, library: Library, wanted: Wanted) -> None
 
 def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
     tag = active.tag
-    path = (_live(tag, library, wanted) if tag.live else None) or library.adapters.find(tag.name)
+    path = (_live(tag, library, wanted) if tag.live else None) or library.shown.get(tag.name.strip())
+    path = path or library.adapters.find(tag.name)
     if path is None:
         wanted.missing.append(active)
         wanted.reports.append(_not_there(tag, "LoRA", library.adapters.nearest(tag.name)))

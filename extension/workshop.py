@@ -40,6 +40,7 @@ class Workshop:
         notes: sentences that the tab shows at its top.
         clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
         tokenizer: how the host's text encoder splits a text; None where that is not known now.
+        draw: draws an `extension.grids.Drawing` with the host's loaded model; None where the host draws nothing.
         device: what is trained on, and the bytes of its memory (None for the processor).
     """
 
@@ -53,6 +54,7 @@ class Workshop:
     clip_skip: Callable[[], int | None] = lambda: None
     notes: Callable[[], list[str]] = list
     tokenizer: Callable[[], Tokenize | None] = lambda: None
+    draw: Callable[[Any], Any] | None = None
     device: Callable[[], tuple[str, int | None]] = lambda: ("cpu", None)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

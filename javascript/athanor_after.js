@@ -95,7 +95,7 @@
     if (!place) return run.state === "done" && run.wants_publishing ? h("p", { class: "athanor-quiet" }, t("It is being put where the WebUI looks.")) : "";
     if (place.problems) return athanor.problems(place.problems);
     if (place.taken) return h("p", {}, t("It is not in the WebUI yet: “{0}” is there already. “Use this” asks what to do.", place.taken));
-    return h("p", { class: "athanor-good" }, t("In the WebUI as “{0}”.", place.name));
+    return place.name ? h("p", { class: "athanor-good" }, t("In the WebUI as “{0}”.", place.name)) : "";
   }
 
   /** The box of a finished run: which file is best and why, one button to use it, the sheet. */

@@ -24,14 +24,17 @@ from extension.workshop import Workshop
 TAB_ID = "athanor_page"
 
 
-def add_tab(host: Host, changed: Callable[[str], None] = lambda method: None) -> None:
+def add_tab(
+    host: Host, changed: Callable[[str], None] = lambda method: None, draw: Callable[[Any], Any] | None = None
+) -> None:
     """Registers the tab and the routes for this load of the scripts.
 
     Args:
+        draw: see `Workshop`.
         changed: told the method that makes such files when a new one lies where the host looks.
     """
     script_callbacks.on_ui_tabs(_tab)
-    script_callbacks.on_app_started(lambda demo, app: _serve(app, _workshop(host, changed)))
+    script_callbacks.on_app_started(lambda demo, app: _serve(app, _workshop(host, changed, draw)))
 
 
 def _tab() -> list[tuple[Any, str, str]]:
@@ -46,7 +49,7 @@ def _serve(app: Any, workshop: Workshop) -> None:
     workshop.start()
 
 
-def _workshop(host: Host, changed: Callable[[str], None]) -> Workshop:
+def _workshop(host: Host, changed: Callable[[str], None], draw: Callable[[Any], Any] | None) -> Workshop:
     folders = host.folders()
     places = {
         "lora": folders.adapters,
@@ -73,7 +76,9 @@ def _workshop(host: Host, changed: Callable[[str], None]) -> Workshop:
     def shipped() -> list[Path]:
         return [ROOT / "assets" / "pictures"]
 
-    return workshop_for(host, checkpoints, results, changed, clip_skip, shipped, notes)
+    made = workshop_for(host, checkpoints, results, changed, clip_skip, shipped, notes)
+    made.draw = draw
+    return made
 
 
 def _named_folders(*flags: str) -> list[Path]:

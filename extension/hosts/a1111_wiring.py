@@ -117,6 +117,12 @@ class Plugin:
         read_before_parsing(p, lambda one: read_batch(one, self.library, scope))
         encode_with(p, self.sessions)
 
+    def draw(self, drawing: Any) -> Any:
+        """A picture that the tab asks for; see `extension.hosts.a1111_draw.draw`."""
+        from extension.hosts.a1111_draw import draw  # the host's API, which it loads late
+
+        return draw(self.host, self.library, self.ownership.held, drawing)
+
     def after(self, p: Any) -> None:
         """A job is done; one without tags was not ended by the host."""
         p.__dict__.pop("get_conds_with_caching", None)
@@ -184,7 +190,7 @@ def wire(host: Any, make: Callable[[Any], Plugin] = Plugin) -> type:
         _PLUGINS.append(make(host))
     plugin = _PLUGINS[0]
     script_callbacks.on_ui_settings(lambda: add_settings(plugin.sync))
-    add_tab(host, lambda method: after_change(plugin.ownership, method))
+    add_tab(host, lambda method: after_change(plugin.ownership, method), plugin.draw)
     script_callbacks.on_before_ui(lambda: add_axis(scripts.scripts_data))
     script_callbacks.on_app_started(lambda demo, app: plugin.started())
     script_callbacks.on_model_loaded(lambda model: plugin.sessions.detach())
