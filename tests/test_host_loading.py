@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 import types
 
@@ -103,3 +104,25 @@ def test_byte_code_is_kept_and_never_older_than_its_file(tmp_path, monkeypatch):
     assert value() == "another"
     kept.write_bytes(kept.read_bytes()[:-5])
     assert value() == "another"
+
+
+def test_a_second_copy_does_nothing(tmp_path, monkeypatch, capsys):
+    copies = [tmp_path / name / "scripts" / "athanor.py" for name in ("athanor", "sd-webui-athanor")]
+    for copy in copies:
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes((loading.ROOT / "scripts" / "athanor.py").read_bytes())
+        plugin = copy.parent.parent / "extension" / "plugin.py"
+        plugin.parent.mkdir()
+        (plugin.parent / "__init__.py").write_text("")
+        (plugin.parent / "loading.py").write_bytes((loading.ROOT / "extension" / "loading.py").read_bytes())
+        plugin.write_text("starts = []\ndef start():\n    starts.append(__file__)\n    return starts\n")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    for name in [name for name in sys.modules if name.startswith("athanor_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "athanor_loading", raising=False)
+    started = [runpy.run_path(str(copy))["AthanorScript"] for copy in (*copies, *copies)]  # and once more: "Reload UI"
+    plugin = str(tmp_path / "athanor" / "extension" / "plugin.py")
+    assert started == [[plugin, plugin], None, [plugin, plugin], None]
+    assert str(copies[1]) in capsys.readouterr().out
+    for name in [name for name in sys.modules if name.startswith("athanor_")]:
+        del sys.modules[name]
