@@ -133,14 +133,18 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     words = [sys.executable, str(ROOT / "benchmarks" / "random_models.py"), str(work)]
     narrow = ["--narrow", "10", "--side", "64"] if args.tiny else []
     makers = [Run(f"make {family}", [*words, family, *narrow], work / f"make-{family}") for family in families]
-    for run in run_all(makers, len(makers), seconds=left()):
-        print(f"{time.time() - began:5.0f} s  {run.name}: {run.problem or 'made'}", file=sys.stderr, flush=True)
+    for maker in makers:
+        maker.begin()
+    args.facts["device"] = device_name(args.device)
     driver, rows = driver_gib(args.device), []
-    runs = [make_run(name, args, work) for name in args.cases]
-    for run in run_all(runs, args.at_once, take_turns=True, seconds=left()):
-        rows.append(read_run(run, driver))
-        print(f"{time.time() - began:5.0f} s  {run.name}: {run.problem or 'done'}", file=sys.stderr, flush=True)
-        write_json(args.out, {"facts": args.facts, "driver_gib": driver, "table": table(rows), "runs": rows})
+    for family, maker in zip(families, makers, strict=True):  # the first is trained while the next is still made
+        status = maker.wait(left())
+        print(f"{time.time() - began:5.0f} s  {maker.name}: exit status {status}", file=sys.stderr, flush=True)
+        runs = [make_run(name, args, work) for name in args.cases if CASES[name]["family"] == family]
+        for run in run_all(runs, args.at_once, take_turns=True, seconds=left()):
+            rows.append(read_run(run, driver))
+            print(f"{time.time() - began:5.0f} s  {run.name}: {run.problem or 'done'}", file=sys.stderr, flush=True)
+            write_json(args.out, {"facts": args.facts, "driver_gib": driver, "table": table(rows), "runs": rows})
     return rows
 
 
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for models and caches, kept (default: a temporary one)")
     parser.add_argument("--tiny", action="store_true", help="narrow models at 64 px, to try this script out")
     args = parser.parse_args()
-    args.facts = {"command": " ".join(["python", *sys.argv]), "device": device_name(args.device)}
+    args.facts = {"command": " ".join(["python", *sys.argv]), "device": ""}
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)

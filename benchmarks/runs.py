@@ -106,6 +106,14 @@ class Run:
         except psutil.Error:
             pass  # it has just ended
 
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Its exit status; None (and its end) when it took longer."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None
+
     def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
