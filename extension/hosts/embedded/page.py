@@ -157,8 +157,8 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page
 
 
-def add_page(app: FastAPI, studio: Studio) -> FastAPI:
-    """Puts the page at `/` of an application."""
+def add_page(app: FastAPI, studio: Studio, language: str = "auto") -> FastAPI:
+    """Puts the page at `/` of an application; `language` is the tab's, see `assets.head`."""
     looks = {"theme": _theme(), "css": CSS, "footer_links": []} if MAJOR >= 6 else {"show_api": False}
     outputs = [str(studio.places.outputs)]
-    return compat.mount(app, build_page(studio), assets.head(), allowed_paths=outputs, ssr_mode=False, **looks)
+    return compat.mount(app, build_page(studio), assets.head(language), allowed_paths=outputs, ssr_mode=False, **looks)

@@ -39,6 +39,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--data-dir", type=Path, default=ROOT / "data", metavar="DIR", help="folder of models, embeddings and outputs"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (auto)")
+    parser.add_argument(
+        "--language",
+        default="auto",
+        metavar="NAME",
+        help="language of the tab: en, zh_CN, or auto, the browser's (auto)",
+    )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     return parser.parse_args(given)
 
@@ -71,7 +77,7 @@ def _path(path: Path) -> Path:
     return Path(os.environ.get("ATHANOR_STARTED_IN", os.getcwd())) / path.expanduser()
 
 
-def make_app(studio: Studio, flags: dict[str, Any] | None = None, page: bool = True) -> FastAPI:
+def make_app(studio: Studio, flags: dict[str, Any] | None = None, page: bool = True, language: str = "auto") -> FastAPI:
     """The web application: the API, and the page at `/`."""
     from fastapi import FastAPI
 
@@ -85,7 +91,7 @@ def make_app(studio: Studio, flags: dict[str, Any] | None = None, page: bool = T
     if page:
         from extension.hosts.embedded.page import add_page
 
-        app = add_page(app, studio)
+        app = add_page(app, studio, language)
     return app
 
 
@@ -101,7 +107,7 @@ def serve(options: argparse.Namespace) -> None:
     from extension.hosts.embedded.engine import Studio
 
     studio = Studio(_path(options.base), Places(_path(options.data_dir)), options.device)
-    app = make_app(studio, {"port": port, "listen": options.host != "127.0.0.1"})
+    app = make_app(studio, {"port": port, "listen": options.host != "127.0.0.1"}, language=options.language)
     app.state.athanor_workshop.start()
     shown = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
