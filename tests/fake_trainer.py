@@ -1,6 +1,6 @@
 """Stands for `python -m trainers` in the tests of the queue: events, commands, states and endings without a model.
 
-What it does is written in the job's `comment`: `pause=0.05; at=3; do=kill` (or oom, reject, child, hang).
+What it does is written in the job's `comment`: `pause=0.05; at=3; do=kill; times=2` (or oom, reject, child, hang).
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ def _misbehave(wish: str, run: Path) -> None:
         (run / "helper.pid").write_text(str(helper.pid))
 
 
+def _times(file: Path) -> int:
+    return len(file.read_text()) if file.exists() else 0
+
+
 def _done_steps(run: Path) -> int:
     state = run / "state.json"
     return json.loads(state.read_text())["step"] if state.exists() else 0
@@ -51,11 +55,14 @@ def train(run: Path, resuming: bool) -> int:
     events.emit("start", method=job["method"], name=job["name"], steps=total, resumed_from=first if resuming else None)
     for step in range(first + 1, total + 1):
         time.sleep(float(wishes.get("pause", 0.01)))
-        if step == int(wishes.get("at", 0)) and not (run / "misbehaved").exists():
-            (run / "misbehaved").touch()
+        if step == int(wishes.get("at", 0)) and _times(run / "misbehaved") < int(wishes.get("times", 1)):
+            with (run / "misbehaved").open("a") as file:
+                file.write("x")
             _misbehave(wishes["do"], run)
         events.emit("step", step=step, steps=total, epoch=1, loss=1 / step, loss_average=1 / step, seconds=0.01, eta=1)
         (run / "state.json").write_text(json.dumps({"step": step}))
+        (run / "state").mkdir(exist_ok=True)
+        (run / "state" / "current").write_text(f"{step:08d}")
         commands = take_commands(run)
         if "sample" in commands:
             (run / "samples").mkdir(exist_ok=True)

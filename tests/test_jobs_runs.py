@@ -87,7 +87,7 @@ def test_a_killed_trainer_is_interrupted_says_why_and_is_resumed(jobs):
 
 
 def test_out_of_memory_is_explained(jobs):
-    jobs.submit(values(comment="at=2;do=oom"))
+    jobs.submit(values(comment="at=2;do=oom", gradient_checkpointing="on"))  # nothing smaller is left
     view = look_until(jobs, "ball", "interrupted")
     until(lambda: jobs.supervisor.look() or jobs.one("ball").problems)
     view = jobs.one("ball")

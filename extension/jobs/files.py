@@ -18,11 +18,16 @@ LOCK_SECONDS = 30.0
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a file at once, see `write_text`."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
     """Replaces a file at once: readers, and a kill, find the old content or the new."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            json.dump(content, file, ensure_ascii=False, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         _replace(temporary, path)

@@ -20,10 +20,12 @@ from extension.jobs.child import NOT_MINE
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.files import locked, read_json, write_json
 from extension.jobs.lease import Leases, job_of
+from extension.jobs.less_memory import kills_by_the_system, ran_out, reduce
 from extension.jobs.processes import kill_tree, new_group
 from extension.jobs.reasons import log_tail
 from extension.jobs.run_files import Attempt, Ticket, busy_devices, ended_record, living_process, run_folders, waiting
 from extension.jobs.store import Store
+from trainers.errors import InputError
 from trainers.events import is_waiting, send_command
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -35,6 +37,7 @@ class _Started:
 
     def __init__(self, run: Path, device: str, environment: Environment, attempt: str) -> None:
         self.run, self.device, self.attempt = run, device, attempt
+        self.kills_before = kills_by_the_system()
         with open(run / "log.txt", "ab") as log:
             self.log_from = log.tell()
             self.process = subprocess.Popen(
@@ -120,6 +123,7 @@ class Supervisor:
                 self.leases.end(started.run)
             if code != NOT_MINE or started.has_claimed:
                 self._note_ending(started, code)
+                self._go_on_with_less(started, code)
 
     def _note_ending(self, started: _Started, code: int) -> None:
         with locked(self.store.runs):
@@ -134,6 +138,16 @@ class Supervisor:
                 lines = log_tail(started.run / "log.txt", started.log_from)
                 why = f"The trainer could not be started (exit status {code}). {lines[-1] if lines else ''}".strip()
                 self._give_up(started.run, why)
+
+    def _go_on_with_less(self, started: _Started, code: int) -> None:
+        """A run whose memory did not suffice takes the next smaller plan and its turn again, before the others."""
+        run = started.run
+        if not started.has_claimed or not ran_out(run, code, started.log_from, started.kills_before):
+            return
+        if reduce(run):
+            with suppress(InputError):  # somebody was quicker, or it was deleted
+                self.store.again(run, started.device)
+                self.store.move(run, "first")
 
     def _give_up(self, run: Path, why: str) -> None:
         """Takes a job that cannot be started out of the queue, so that the others have their turn."""
