@@ -18,8 +18,6 @@ from extension.jobs.manager import Jobs
 from trainers.formats.live_tensors import Shared
 
 log = logging.getLogger(__name__)
-_WRITERS = (("sd_models", "load_model_weights"), ("sd_vae", "_load_vae_dict"))
-"""Functions of the host that copy other weights into a model's tensors; the model is their first argument."""
 
 
 class A1111Lender:
@@ -28,7 +26,10 @@ class A1111Lender:
     Attributes:
         plugin: who answers to `<lora:…>`, and which sessions are open.
         let_go: asks trainers that are attached to save and stop, and waits for them.
+        writers: functions of the host that copy other weights into a model's tensors, which is their first argument.
     """
+
+    writers: tuple[tuple[str, str], ...] = (("sd_models", "load_model_weights"), ("sd_vae", "_load_vae_dict"))
 
     def __init__(self, plugin: Any) -> None:
         self.plugin = plugin
@@ -184,7 +185,7 @@ class A1111Lender:
         from modules import call_queue
 
         self._undo.append(tell_turns(call_queue.queue_lock, jobs.turns))
-        self._undo += [self._guarded(*writer) for writer in _WRITERS]
+        self._undo += [self._guarded(*writer) for writer in self.writers]
 
     def _guarded(self, module_name: str, name: str) -> Callable[[], None]:
         """Has `before_writing` called before a function of the host; returns what undoes that."""

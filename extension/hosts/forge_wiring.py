@@ -8,6 +8,7 @@ from extension.hosts import a1111_wiring
 from extension.hosts.base import LoadedModel
 from extension.hosts.forge_builtin import ForgeBuiltIn
 from extension.hosts.forge_embeddings import forget_encoded_prompts
+from extension.hosts.forge_lease import ForgeLender
 from extension.hosts.forge_sessions import ForgeSessions
 from trainers.formats.hashes import file_sha256
 
@@ -17,6 +18,7 @@ class ForgePlugin(a1111_wiring.Plugin):
 
     sessions_class = ForgeSessions
     builtin_class = ForgeBuiltIn
+    lender_class = ForgeLender
     draws_hypernetworks = True
 
     def read_embeddings(self, p: Any, changed: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from extension.hosts import a1111_wiring
 from extension.hosts.forge_builtin import ForgeBuiltIn
+from extension.hosts.forge_lease import ReForgeLender
 from extension.hosts.forge_sessions import PatcherSessions
 
 
@@ -14,6 +15,7 @@ class ReForgePlugin(a1111_wiring.Plugin):
 
     sessions_class = PatcherSessions
     builtin_class = ForgeBuiltIn
+    lender_class = ReForgeLender
     draws_hypernetworks = True
 
 
