@@ -21,6 +21,7 @@ from trainers.spec import convert, read_yaml
 LEAST_EXPOSURES = 1000
 """Fewer than these teach nothing that can be judged, so no pace goes below them unless the recipe itself does."""
 
+FAMILIES = ("sd1", "sd2", "sdxl")
 _OBJECTIVE = ("clip_skip", "resolution", "min_snr_gamma")
 
 
@@ -118,7 +119,7 @@ def is_toy(base: Base) -> bool:
 
 def family_of(base: Base) -> str:
     """The family whose recipes are for a base; "sd1" where its file does not say."""
-    return base.family if base.family in ("sd1", "sd2", "sdxl") else "sd1"
+    return base.family if base.family in FAMILIES else "sd1"
 
 
 def preset_for(wish: Wish) -> str:
@@ -127,12 +128,11 @@ def preset_for(wish: Wish) -> str:
         return wish.preset
     if is_toy(wish.base) and wish.method not in ONE_PASS:
         return "demo"
-    family = "sdxl" if family_of(wish.base) == "sdxl" else "sd1"
-    plain = f"{family}-{wish.purpose}"
+    plain = f"{family_of(wish.base)}-{wish.purpose}"
     for name in (plain, f"{plain}-{wish.method}", *(n for n in preset_names() if n.startswith(f"{plain}-"))):
         if name in preset_names() and _method_of(name) == wish.method:
             return name
-    others = [name for name in preset_names() if not name.startswith(("sd1-", "sdxl-", "demo"))]
+    others = [name for name in preset_names() if not name.startswith((*(f"{family}-" for family in FAMILIES), "demo"))]
     return next((name for name in others if _method_of(name) == wish.method), "")
 
 
@@ -154,7 +154,7 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
         values = dict(_preset(preset))
     else:
         family = "sdxl" if family_of(wish.base) == "sdxl" else "sd1"
-        raw = _preset(preset or f"{family}-{wish.purpose}")
+        raw = _preset(preset or f"{family_of(wish.base)}-{wish.purpose}")
         kept = {**raw} if preset == "demo" else _about_pictures(raw, known)
         own = methods()[wish.method].get("recipe", {}).get("toy" if preset == "demo" else family, {})
         values = {**{name: kept[name] for name in kept if name not in _RATES}, **own}

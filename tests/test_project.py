@@ -103,7 +103,7 @@ def test_presets_are_valid_jobs(name):
         return
     job = spec.parse({**raw, "name": "x", "base": "b.safetensors", "data": "d"})
     if name.startswith("sdxl"):
-        assert job.resolution == 1024 and not job.train_text_encoder
+        assert job.resolution == 1024 and not job.get("train_text_encoder")
     exposures = job.steps * job.batch_size * job.gradient_accumulation
     assert name.startswith("demo") or 1000 <= exposures <= 12000
 

@@ -17,7 +17,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The raw options of a preset.
+    """The raw options of a preset; one with `like: NAME` has that one's options where it says nothing itself.
 
     Args:
         name: the name of a file in `presets/`, or the path of any .yaml file.
@@ -31,4 +31,6 @@ def load_preset(name: str) -> dict[str, Any]:
     if name not in names:
         known = ", ".join(names)
         raise InputError(f"preset: {name!r} is not a preset; there are {known}." + did_you_mean(name, names))
-    return read_yaml(FOLDER / f"{name}.yaml")
+    raw = read_yaml(FOLDER / f"{name}.yaml")
+    other = raw.pop("like", None)
+    return {**load_preset(other), **raw} if other else raw
