@@ -17,6 +17,14 @@ from extension.jobs.processes import Identity
 from trainers.errors import InputError
 
 READY, BUILDING, FAILED, MISSING = "ready", "building", "failed", "missing"
+SENTENCES = {
+    "missing": "The trainers' environment has not been made yet; press Set up. Drawing works without it.",
+    "interrupted": "Making the trainers' environment was interrupted; press Repair to do it again.",
+    "gone": "The trainers' environment is gone; press Set up to make it again.",
+    "building": "The trainers' environment is being made; jobs wait for it. Drawing works meanwhile.",
+    "failed": "The trainers' environment could not be made; its log says why.",
+}
+"""What the page says (and can say in another language); a failure of the build has a sentence of its own."""
 LOG_LINES = 200
 _LOG_BYTES = 64_000
 _SECONDS_TO_BEGIN = 5.0
@@ -72,16 +80,14 @@ class Setup:
         if place is None or not status:
             if self._of_commands():
                 return SetupView(READY, place=str(self.root / ".venv"))
-            said = "The trainers' environment has not been made yet; press Set up. Drawing works without it."
-            return SetupView(MISSING, said)
+            return SetupView(MISSING, SENTENCES["missing"])
         shown = {
             name: status[name] for name in ("doing", "line", "step", "steps", "began", "versions") if name in status
         }
         view = {"place": str(place.folder), "why": status.get("why", ""), **shown}
         state = status.get("state")
         if state == BUILDING and not _lives(status):
-            said = "Making the trainers' environment was interrupted; press Repair to do it again."
-            return SetupView(FAILED, said, **view)
+            return SetupView(FAILED, SENTENCES["interrupted"], **view)
         if state == READY and not _words(status):
             return SetupView(
                 MISSING, "The trainers' environment was taken away; press Set up to make it again.", **view
@@ -92,7 +98,7 @@ class Setup:
             )
         if state == READY:
             return SetupView(READY, **view)
-        return SetupView(FAILED, str(status.get("sentence") or "The trainers' environment could not be made."), **view)
+        return SetupView(FAILED, str(status.get("sentence") or SENTENCES["failed"]), **view)
 
     @property
     def problem(self) -> str:

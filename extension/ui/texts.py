@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from extension import composing
+from extension.jobs.setup import SENTENCES
 from extension.ui.assets import ROOT, asset_files
 from trainers.options import FIELDS
 
@@ -24,8 +25,8 @@ LOCALIZATIONS = ROOT / "localizations"
 _CALL = re.compile(r"\bt\(")
 _TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-SAID = ("needs at least {0} pictures", "needs about {0} GB of graphics memory")
-"""What `extension.choosing` has against a method."""
+SAID = ("needs at least {0} pictures", "needs about {0} GB of graphics memory", *SENTENCES.values())
+"""What `extension.choosing` has against a method; what is said of the trainers' environment."""
 
 
 def page_texts() -> list[str]:
