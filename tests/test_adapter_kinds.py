@@ -123,6 +123,8 @@ def test_full_is_measured_against_the_base_itself(train, tmp_path):
         assert code == 0
         events, _ = read_events(folder / "events.jsonl")
         found.append([event for event in events if event["event"] == "validation"])
+        (taken,) = [event for event in events if event["event"] == "memory"]
+        assert taken["peak_bytes"] > 0 and taken["planned_bytes"] > 0
     assert found[0][0]["base_loss"] == pytest.approx(found[1][0]["base_loss"], rel=1e-5)
     assert found[0][-1]["loss"] != found[0][-1]["base_loss"]
 

@@ -292,3 +292,32 @@ def test_a_trained_text_encoder_is_checkpointed_with_the_same_gradients():
 def _noted(tensor, seen):
     seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return tensor
+
+
+# --- whole models, and words
+
+
+def test_a_whole_model_is_counted_once_and_fits_where_it_should():
+    """What learns is not a copy beside the base, and with the step inside the backward pass gradients never add up."""
+    options = {"optimizer": "adafactor", "fused_backward": True, "weights_dtype": "bf16", "method": "dreambooth"}
+    job = _job(**options, precision="bf16")
+    unet = PARAMETERS["sdxl"]["unet"]
+
+    def plan(free, **changes):
+        return memory.make_plan(
+            family="sdxl", parameters=PARAMETERS["sdxl"], trainable=unet, job=job.replace(**changes), resolution=1024,
+            device_type="cuda", free_bytes=free,
+        )  # fmt: skip
+
+    small = plan(12 * GIB)
+    items = dict(small.items)
+    assert small.fits and items["base weights"] == 0 and items["trained weights"] == 2 * unet
+    assert items["gradients"] < GIB < 2 * unet
+    apart = dict(plan(80 * GIB, fused_backward=False, weights_dtype="fp32").items)
+    assert apart["gradients"] == apart["trained weights"] == 4 * unet
+
+
+def test_text_encoders_stay_while_a_word_is_taught():
+    texts = sum(size for name, size in PARAMETERS["sdxl"].items() if name.startswith("text"))
+    word, adapter = (dict(_plan(80 * GIB, "sdxl", 1024, vectors=vectors).items) for vectors in (4, None))
+    assert word["base weights"] - adapter["base weights"] == 2 * texts

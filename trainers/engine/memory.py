@@ -149,7 +149,8 @@ class _Facts:
 
     @property
     def text_trained(self) -> bool:
-        return bool(self.job.get("train_text_encoder"))
+        """Whether gradients run through the text encoders, which then stay: they learn, or a word's vectors do."""
+        return bool(self.job.get("train_text_encoder") or self.job.get("vectors"))
 
     @property
     def trains_base(self) -> bool:
