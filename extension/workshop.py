@@ -160,6 +160,7 @@ class Workshop:
         """A checked job, with what the host knows where the person said nothing."""
         done = self.checked(values)
         skip = self.clip_skip()
+        done["run"] = {} if skip is None else {"host_clip_skip": skip}
         known = {option.name for option in fields_for(str(done.get("method", "lora")))}
         if "sample_prompts" in known and not done.get("sample_prompts"):
             base = next((base for base in self.bases() if str(base.path) == str(done.get("base"))), None)

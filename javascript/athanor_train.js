@@ -281,6 +281,11 @@
     await take(values, answers);
     athanor.say(t("The form holds the options of that run; change what you like, then train."));
   };
-  athanor.useFolder = function (folder) { parts.data.value = folder; athanor.show("train"); return lookAtPictures(); };
+  athanor.useFolder = function (folder, trigger) {
+    parts.data.value = folder;
+    if (trigger && !parts.trigger.value.trim()) parts.trigger.value = trigger;
+    athanor.show("train");
+    return lookAtPictures();
+  };
   athanor.screens.train = { build };
 })();

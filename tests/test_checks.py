@@ -8,12 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from data_helpers import job_for
 from PIL import Image, ImageEnhance, ImageFilter
-from training_helpers import job_values, make_pictures, write_job
+from training_helpers import events_of, job_values, make_pictures, write_job
 
 from trainers import checks, cli, options, spec
+from trainers import running as training
+from trainers.checks import running
 from trainers.data.scan import scan
+from trainers.engine import models, session, watch
 from trainers.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,3 +199,68 @@ def test_red_findings_hold_a_run_back_until_they_are_overridden(tiny_base, tmp_p
 def test_an_unknown_check_names_the_nearest(tmp_path):
     with pytest.raises(InputError, match=r"override_checks: 'amuont' is not a check.*\"amount\""):
         job_for(tmp_path, override_checks=["amuont"])
+
+
+# --- while it runs
+
+
+def test_figures_of_a_run_are_judged():
+    assert running.prediction("v", 1.52, 0.34, 0.35).what_to_do == "Set prediction: epsilon."
+    assert running.prediction("epsilon", 0.34, 1.52, 1.8) is None
+    assert running.prediction("epsilon", 1.3, 0.7, 0.98) is None  # an untrained model is of neither kind
+    assert "fp32" in running.round_trip(12.0, "half precision").text and running.round_trip(26.0, "fp32") is None
+    assert running.round_trip(float("-inf"), "fp32").severity == "warn"
+    assert running.spill(5.1, 1.0, 0.97).severity == "stop"
+    assert running.spill(5.1, 1.0, 0.6) is None and running.spill(2.0, 1.0, 0.99) is None
+    falling = [(step, 1 - step / 1000) for step in range(0, 400, 100)]
+    assert running.burnt([]) is None and running.burnt(falling) is None
+    assert running.burnt([*falling, (400, 0.75), (500, 0.76)]) is None
+    told = running.burnt([*falling, (400, 0.75), (500, 0.76), (600, 0.8)])
+    assert "best at step 300" in told.text and told.severity == "warn"
+    assert running.forgetting(9, 0.104, 0.1) is None
+    assert [running.forgetting(9, loss, 0.1).severity for loss in (0.11, 0.12)] == ["warn", "stop"]
+    assert running.delta(2.4, "a") is None and running.delta(3.0, "a").severity == "warn"
+    assert running.pictures_alike(0.02) is None and running.pictures_alike(0.005).severity == "warn"
+
+
+def test_the_norm_of_a_change_is_that_of_the_whole_matrix():
+    entry = {"lora_up": torch.randn(9, 3), "lora_down": torch.randn(3, 7), "alpha": 1.5}
+    whole = (entry["lora_up"] @ entry["lora_down"]).norm().item() * 0.5
+    assert watch._norm(entry) == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_run_that_learns_nothing_saves_and_stops_and_goes_on_when_it_is_told_to(tiny_base, tmp_path):
+    data = make_pictures(tmp_path / "balls", 5)
+    values = job_values(tiny_base("sd1"), data, steps=12, learning_rate=0, text_encoder_lr=0, sample_prompts=["a ball"])
+    run = tmp_path / "run"
+    assert training.start(spec.parse(values), run) == training.STOPPED
+    (check,) = events_of(run, "check")
+    stopped = events_of(run, "stopped")[-1]
+    assert (check["id"], check["severity"], check["step"]) == ("learning", "stop", 3)
+    assert stopped["step"] == 3 and check["text"] in stopped["why"] and "resume" in stopped["why"]
+    assert training.resume(run) == 0
+    assert [each["severity"] for each in events_of(run, "check")] == ["stop", "warn"]  # and the pictures are the same
+    assert "same prompt and seed" in events_of(run, "check")[-1]["text"]
+
+
+def test_a_base_of_the_other_prediction_is_noticed_before_the_first_step(tmp_path, capsys):
+    base, data = ROOT / "assets" / "base" / "athanor-base.safetensors", BUNDLED / "football" / "train"
+    values = job_values(base, data, prediction="v", steps=1, cache_dir=str(tmp_path / "cache"), override_checks=[])
+    job = write_job(tmp_path / "job.yaml", values)
+    assert cli.main(["run", str(job), "--run", str(tmp_path / "run")]) == 2
+    assert "Set prediction: epsilon" in capsys.readouterr().err
+    assert not events_of(tmp_path / "run", "step")
+
+
+def test_a_bad_autoencoder_goes_on_in_fp32_and_says_so(tiny_base, monkeypatch):
+    job = spec.parse(job_values(tiny_base("sd1"), ROOT))
+    job, info = session.check_base(job)
+    made = models.Models(info, job, torch.device("cpu"), torch.bfloat16)
+    good = iter([12.0, 30.0, 30.0])
+    monkeypatch.setattr(models, "psnr", lambda one, other: next(good))
+    pixels = torch.zeros(1, 3, 64, 64)
+    made.encode_moments(pixels)
+    assert "12 dB" in made.notes[0] and "fp32" in made.notes[0] and made.base.vae.dtype == torch.float32
+    made.encode_moments(pixels)
+    made.encode_moments(pixels)
+    assert len(made.notes) == 1 and list(good) == [30.0]  # two are looked at

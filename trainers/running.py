@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainers import checks
+from trainers import checks, snapshot
 from trainers.bases.detect import BaseInfo, inspect_vae
 from trainers.checks import Finding
 from trainers.data.survey import Survey, survey
@@ -245,6 +245,8 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
     if job.method in ONE_PASS:
         return _run_one_pass(job, run, events, display, report)
     job, info = check_base(job)
+    if world.is_main:
+        _tell_changes(job, run, events, display, resuming)
     session = open_session(job, info, run, world, events, display.line, report)
     loop = Loop(session, display)
     if resuming:
@@ -256,6 +258,21 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
         return STOPPED
     display.line(f"Done: {run.result(job)}")
     return DONE
+
+
+def _tell_changes(job: Job, run: RunFolder, events: EventLog, display: Display, resuming: bool) -> None:
+    """Says which pictures and captions are not what they were when the job was queued (or last worked on), and
+    remembers what they are now."""
+    before = snapshot.read(run.path)
+    now = snapshot.take_all(job, before)
+    when = "the run was last worked on" if resuming else "the job was queued"
+    for option, record in now.items():
+        found = snapshot.changes(before[option], record) if option in before else []
+        if found:
+            text = f"{option}: since {when}, {', '.join(found)}."
+            events.emit("note", text=text)
+            display.line(text)
+    runfolder.replace_text(run.path / snapshot.FILE, snapshot.as_text(now))
 
 
 def _run_one_pass(

@@ -17,8 +17,9 @@ from typing import Any
 
 from extension.jobs.files import locked, read_json, write_json
 from extension.jobs.run_files import TRASH, Ticket, living_process, run_folders, waiting
-from trainers import spec
+from trainers import snapshot, spec
 from trainers.errors import InputError, did_you_mean
+from trainers.spec import Job
 
 _LONGEST_ID = 60
 _LONGEST_NAME = 80
@@ -34,6 +35,18 @@ def run_id_for(name: str) -> str:
     """A folder's name for a run: letters and digits of any script, the rest as hyphens."""
     word = re.sub(r"[^\w-]+", "-", name.strip())[:_LONGEST_ID].strip("-_") or "run"
     return f"{word}-run" if _RESERVED.match(word) else word
+
+
+def parsed(values: Mapping[str, Any]) -> Job:
+    """A checked job from raw options. Of what belongs to a run, only what the host draws with is kept, for the checks.
+
+    Raises:
+        InputError: every problem of the job.
+    """
+    asked = values.get("run")
+    skip = asked.get("host_clip_skip") if isinstance(asked, Mapping) else None
+    run = {"host_clip_skip": skip} if isinstance(skip, int) else {}
+    return spec.parse({**values, "run": run})
 
 
 class Store:
@@ -83,14 +96,19 @@ class Store:
         Raises:
             InputError: every problem of the job.
         """
-        job = spec.parse({name: value for name, value in values.items() if name != "run"})
+        job = parsed(values)
         self.runs.mkdir(parents=True, exist_ok=True)
         made = self.runs / f".new-{uuid.uuid4().hex}"
+        with locked(self.runs):
+            if key and (known := self._submitted(key)):
+                return known
+        held = snapshot.as_text(snapshot.take_all(job))  # takes seconds for thousands of pictures
         with locked(self.runs):
             self._sweep()
             if key and (known := self._submitted(key)):
                 return known
             made.mkdir()
+            (made / snapshot.FILE).write_text(held, encoding="utf-8", newline="\n")
             (made / "request.yaml").write_text(spec.to_yaml(job), encoding="utf-8", newline="\n")
             write_json(made / "submitted.json", {"key": key, "time": round(time.time(), 3)})
             write_json(made / "ticket.json", self._last_ticket(job.device).content())

@@ -17,6 +17,7 @@ from typing import Any
 from extension.jobs import estimates
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.reasons import memory_sentence
+from extension.jobs.store import parsed
 from extension.recipes import describe_base
 from trainers import spec
 from trainers.errors import InputError
@@ -49,7 +50,7 @@ def survey(values: Mapping[str, Any], environment: Environment, runs: Path) -> S
     Raises:
         InputError: every problem of the job.
     """
-    job = spec.parse({name: value for name, value in values.items() if name != "run"})
+    job = parsed(values)
     if environment.problem:
         raise InputError(environment.problem)
     facts = _checked(job, environment)

@@ -214,6 +214,11 @@ class Summary:
         if text and text not in self.notes:
             self.notes.append(text)
 
+    def _on_check(self, event: dict[str, Any]) -> None:
+        text = " ".join(str(event.get(name, "")) for name in ("text", "what_to_do")).strip()
+        if text and text not in self.notes:
+            self.notes.append(text)
+
     def _on_start(self, event: dict[str, Any]) -> None:
         self._begin(event)
         self.is_training, self.doing, self.parts = True, "", 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -35,3 +37,11 @@ def decode(vae, latents: torch.Tensor, scale: float) -> torch.Tensor:
     with torch.no_grad():
         pixels = vae.decode((latents / scale).to(device=weight.device, dtype=weight.dtype)).sample
     return pixels.float().clamp(-1, 1)
+
+
+def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio of pixels in [-1, 1], in decibels; -inf where a value is not finite."""
+    error = (one.float().cpu() - other.float().cpu()).pow(2).mean().item()
+    if not math.isfinite(error):
+        return -math.inf
+    return 10 * math.log10(4 / max(error, 1e-10))

@@ -83,8 +83,12 @@ class JobFacts:
 
     @property
     def is_toy(self) -> bool:
-        """Whether the base is far smaller than those that the usual doses and rates are known for."""
-        return self.base_parameters < 100_000_000
+        return is_toy({"unet": self.base_parameters})
+
+
+def is_toy(parameters: Mapping[str, int]) -> bool:
+    """Whether a base is far smaller than those that the usual doses and rates are known for."""
+    return parameters.get("unet", 0) < 100_000_000
 
 
 def tokens_of(text: str) -> list[int]:

@@ -22,6 +22,7 @@ from trainers.engine.step import micro_step, prepare
 from trainers.engine.turns import Turns
 from trainers.engine.validation import held_out_loss
 from trainers.engine.verdict import draw_verdict
+from trainers.engine.watch import Watch
 from trainers.engine.writing import result_metadata
 from trainers.events import is_waiting, take_command, take_commands
 
@@ -45,6 +46,7 @@ class Loop:
         self.live = Live(session)
         self.resumed_from: int | None = None
         self.stop_asked = False
+        self._watch = Watch(session, show)
         self._base_rates = [group["lr"] for group in session.optimizer.param_groups]
         self._step_seconds: list[float] = []
         self._tensorboard = None
@@ -138,6 +140,7 @@ class Loop:
         self.s.events.emit("validation", step=self.counters.step, **_finite(fields))
         self._log_scalars({f"validation/{name}": value for name, value in fields.items()})
         self.show.line(_validation_text(self.counters.step, fields))
+        self._watch.validation(self.counters, fields, self.counters.step >= self.s.total_steps)
 
     def _measure(self, items: list[Any]) -> float:
         return held_out_loss(
@@ -216,7 +219,9 @@ class Loop:
             self._apply()
             self.counters.skipped_in_a_row = 0
             self.counters.step += 1
-            self._report_step(learned, plain, norm, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._report_step(learned, plain, norm, seconds)
+            self._watch.step(self.counters, seconds)
         else:
             self._skip("loss" if not math.isfinite(learned) else "gradient")
 
@@ -306,7 +311,7 @@ class Loop:
         if self.s.world.is_main:
             for command in take_commands(self.s.folder.path):
                 bits |= COMMAND_BITS[command]
-            bits |= STOP if self.stop_asked else 0
+            bits |= STOP if self.stop_asked or self._watch.stop_why else 0
         return self.s.world.from_main(bits)
 
     def _between_steps(self) -> bool:
@@ -390,6 +395,7 @@ class Loop:
             "start", method=job.method, name=job.name, steps=total, resumed_from=self.resumed_from, process=os.getpid()
         )
         if self.resumed_from is None:
+            self._watch.before_first_step()
             self.save_state()  # something to go back to before the first state is due
             self.validate()
             self.draw_samples()
@@ -398,13 +404,15 @@ class Loop:
         while self.counters.step < total:
             self._step()
             if self.counters.step < total and self._between_steps():
-                self.s.events.emit("stopped", step=self.counters.step)
+                why = {"why": self._watch.stop_why} if self._watch.stop_why else {}
+                self.s.events.emit("stopped", step=self.counters.step, **why)
                 return "stopped"
             self._turns.wait(self._while_paused)
         self._snapshot(0, soon_busy=True)
         self.validate()
         self.draw_samples()
         self._report_memory()
+        self._watch.end(self.counters)
         path = self.write_result("result")
         self.save_state()
         self._judge()

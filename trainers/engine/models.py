@@ -14,9 +14,13 @@ from trainers.bases.canonical import Component
 from trainers.bases.detect import BaseInfo, inspect_vae
 from trainers.bases.live import LiveBase
 from trainers.bases.loader import Base, load_base
-from trainers.bases.vae import NonFiniteLatents, encode_moments
+from trainers.bases.vae import NonFiniteLatents, decode, encode_moments, psnr
+from trainers.checks.running import round_trip
 from trainers.engine.attached import compute_over
 from trainers.spec import Job
+
+ROUND_TRIPS = 2
+"""Pictures that are drawn back from their latents, to see that the autoencoder can."""
 
 
 class Models:
@@ -34,6 +38,7 @@ class Models:
         self.notes: list[str] = []
         self.base: Base = self._load(())
         self._vae_dtype = self._first_vae_dtype()
+        self._round_trips = 0
 
     def _first_vae_dtype(self) -> torch.dtype:
         """SDXL's autoencoder overflows in float16: where the WebUI keeps it so, pictures are encoded in a copy."""
@@ -86,14 +91,32 @@ class Models:
         if self.device.type == "cpu" and len(pixels) > 1:
             return torch.cat([self.encode_moments(each[None]) for each in pixels])
         try:
-            return encode_moments(self.need_vae(), pixels)
+            moments = encode_moments(self.need_vae(), pixels)
         except NonFiniteLatents:
             if self._vae_dtype == torch.float32:
                 raise
             self.notes.append("The autoencoder overflows in half precision; it runs in fp32 instead.")
-            self._vae_dtype = torch.float32
-            self.base.vae = None
-            return encode_moments(self.need_vae(), pixels)
+            return self._encode_in_fp32(pixels)
+        if self._round_trips < ROUND_TRIPS and not self._is_good(pixels, moments):
+            return self._encode_in_fp32(pixels)
+        return moments
+
+    def _encode_in_fp32(self, pixels: torch.Tensor) -> torch.Tensor:
+        self._vae_dtype = torch.float32
+        self.base.vae = None
+        return encode_moments(self.need_vae(), pixels)
+
+    def _is_good(self, pixels: torch.Tensor, moments: torch.Tensor) -> bool:
+        """Draws the first picture back from its latent; False where that is bad and more precision may help."""
+        self._round_trips += 1
+        decibels = psnr(decode(self.need_vae(), moments[:1].chunk(2, dim=1)[0], 1.0), pixels[:1])
+        finding = round_trip(decibels, "fp32" if self._vae_dtype == torch.float32 else "half precision")
+        if finding is None:
+            return True
+        note = f"{finding.text} {finding.what_to_do}".strip()
+        if note not in self.notes:
+            self.notes.append(note)
+        return self._vae_dtype == torch.float32
 
     def park_vae(self) -> None:
         """Out of the device's memory; back when pictures are drawn."""

@@ -32,6 +32,7 @@ class Counters:
     lr_scale: float = 1.0
     loss_average: float | None = None
     baseline: dict[str, float] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)  # findings of `trainers.engine.watch` that were said
 
 
 def _sync_folder(folder: Path) -> None:
