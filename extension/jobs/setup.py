@@ -27,6 +27,7 @@ SENTENCES = {
 """What the page says (and can say in another language); a failure of the build has a sentence of its own."""
 LOG_LINES = 200
 _LOG_BYTES = 64_000
+_SHOWN = ("doing", "line", "step", "steps", "began", "versions")
 _SECONDS_TO_BEGIN = 5.0
 
 
@@ -81,21 +82,15 @@ class Setup:
             if self._of_commands():
                 return SetupView(READY, place=str(self.root / ".venv"))
             return SetupView(MISSING, SENTENCES["missing"])
-        shown = {
-            name: status[name] for name in ("doing", "line", "step", "steps", "began", "versions") if name in status
-        }
+        shown = {name: status[name] for name in _SHOWN if name in status}
         view = {"place": str(place.folder), "why": status.get("why", ""), **shown}
         state = status.get("state")
         if state == BUILDING and not _lives(status):
             return SetupView(FAILED, SENTENCES["interrupted"], **view)
         if state == READY and not _words(status):
-            return SetupView(
-                MISSING, "The trainers' environment was taken away; press Set up to make it again.", **view
-            )
+            return SetupView(MISSING, SENTENCES["gone"], **view)
         if state == BUILDING:
-            return SetupView(
-                BUILDING, "The trainers' environment is being made; jobs wait for it. Drawing works.", **view
-            )
+            return SetupView(BUILDING, SENTENCES["building"], **view)
         if state == READY:
             return SetupView(READY, **view)
         return SetupView(FAILED, str(status.get("sentence") or SENTENCES["failed"]), **view)
