@@ -120,8 +120,9 @@ def test_a_lora_is_trained_and_drawn_with(person):
     page.get_by_text("Expert: every option").click()
     page.get_by_label("Recipe", exact=True).select_option("demo")
     page.wait_for_timeout(2000)
-    changes = {"steps": "6", "batch_size": "1", "validation_draws": "1"} if person.forge else {"steps": "60"}
+    changes = {"steps": "6", "batch size": "1", "validation draws": "1"} if person.forge else {"steps": "60"}
     for name, value in changes.items():
+        page.locator("#athanor").get_by_label("Search", exact=True).fill(name)
         page.get_by_label(name, exact=True).fill(value)
         page.get_by_label(name, exact=True).press("Tab")
     page.get_by_text("Expert: every option").click()
