@@ -42,13 +42,13 @@ COMMON = {
     "prior_data": PICTURES / "unrelated",
     "resolution": 64, "bucket_step": 64, "bucket_min": 64, "bucket_max": 64, "clip_skip": 1, "flip": False,
     "batch_size": 4, "gradient_accumulation": 1, "threads": 1, "precision": "fp32", "state_every": 1000000,
-    "steps": 300, "validate_every": 15, "validation_draws": 3,
+    "steps": 150, "validate_every": 10, "validation_draws": 2,
 }  # fmt: skip
 
 # What sd-scripts and diffusers' example do when nothing is said.
 FIELD = {
     "method": "lora", "rank": 16, "learning_rate": 1e-4, "text_encoder_lr": 1e-4, "optimizer": "adamw",
-    "schedule": "constant", "warmup": 0, "min_snr_gamma": 0, "steps": 400, "validate_every": 20,
+    "schedule": "constant", "warmup": 0, "min_snr_gamma": 0, "steps": 240, "validate_every": 20,
 }  # fmt: skip
 
 # Options of a preset that say how it learns; the others say what for (size of pictures, tags, dose).
@@ -203,7 +203,7 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
             elif args.steps:
                 values.update(steps=args.steps)
             runs.append(trainer_run(name, values.pop("method"), values, work / f"{name}-{seed}", seed=seed))
-    runs.sort(key=lambda run: not run.name.startswith("field"))  # the longest first
+    runs.sort(key=lambda run: (run.facts["seed"], not run.name.startswith("field")))  # the longest first
     for run in run_all(runs, args.at_once, seconds=args.seconds and max(1.0, args.seconds - (time.time() - began))):
         found.append(read_run(run, args.target))
         last = found[-1]

@@ -130,17 +130,26 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         return args.seconds and max(1.0, args.seconds - (time.time() - began))
 
     families = sorted({CASES[name]["family"] for name in args.cases})
+    made = [family for family in families if (work / f"{family}.made-{10 if args.tiny else 1}").exists()]
     words = [sys.executable, str(ROOT / "benchmarks" / "random_models.py"), str(work)]
     narrow = ["--narrow", "10", "--side", "64"] if args.tiny else []
-    makers = [Run(f"make {family}", [*words, family, *narrow], work / f"make-{family}") for family in families]
+    makers = [
+        Run(f"make {family}", [*words, family, *narrow], work / f"make-{family}")
+        for family in families
+        if family not in made
+    ]
     for maker in makers:
         maker.begin()
+    if args.make_only:
+        sys.exit(max((maker.wait() or 0 for maker in makers), default=0))
     args.facts["device"] = device_name(args.device)
     driver, rows = driver_gib(args.device), []
-    for family, maker in zip(families, makers, strict=True):  # the first is trained while the next is still made
-        status = maker.wait(left())
-        print(f"{time.time() - began:5.0f} s  {maker.name}: exit status {status}", file=sys.stderr, flush=True)
-        runs = [make_run(name, args, work) for name in args.cases if CASES[name]["family"] == family]
+    for maker in [None, *makers]:  # what is made is trained while the next is still being made
+        ready = made
+        if maker is not None:
+            status, ready = maker.wait(left()), [maker.name.removeprefix("make ")]
+            print(f"{time.time() - began:5.0f} s  {maker.name}: exit status {status}", file=sys.stderr, flush=True)
+        runs = [make_run(name, args, work) for name in args.cases if CASES[name]["family"] in ready]
         for run in run_all(runs, args.at_once, take_turns=True, seconds=left()):
             rows.append(read_run(run, driver))
             print(f"{time.time() - began:5.0f} s  {run.name}: {run.problem or 'done'}", file=sys.stderr, flush=True)
@@ -160,6 +169,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="runs made ready side by side")
     parser.add_argument("--seconds", type=float, help="end after this time with what there is")
     parser.add_argument("--work", type=Path, help="folder for models and caches, kept (default: a temporary one)")
+    parser.add_argument("--make-only", action="store_true", help="only make the models, in --work")
     parser.add_argument("--tiny", action="store_true", help="narrow models at 64 px, to try this script out")
     args = parser.parse_args()
     args.facts = {"command": " ".join(["python", *sys.argv]), "device": ""}
