@@ -47,6 +47,31 @@ class Shelved:
         return next((path for path in found if path.is_file()), None)
 
 
+def method_of(path: Path, method: str) -> str:
+    """How a run's file is used: a word that was trained beside a LoRA has a file of its own, which is an embedding."""
+    if method != "pivotal":
+        return method
+    try:
+        said = read_header(path).metadata.get("modelspec.architecture", "")
+    except (InputError, OSError):
+        said = ""
+    return "textual_inversion" if said.endswith("/textual-inversion") else "lora"
+
+
+def _shelf_of(made: RunView) -> str:
+    """Among which files a run's result lies: what pivotal tuning makes is a LoRA."""
+    return "lora" if made.method == "pivotal" else made.method
+
+
+def nearest_words(path: Path) -> str:
+    """What an embedding learned, as the words nearest to its first vectors; empty where the file does not say."""
+    try:
+        found = json.loads(read_header(path).metadata.get("athanor.nearest_words", "[]"))
+        return "; ".join(", ".join(map(str, words[:3])) for words in found[:4])
+    except (InputError, OSError, ValueError, TypeError):
+        return ""
+
+
 def tag_for(method: str, name: str) -> str:
     """What is written in a prompt to use a file."""
     kinds = {
@@ -90,14 +115,18 @@ def library(workshop: Workshop) -> list[dict[str, Any]]:
     """One entry for each file of the host, newest first, with the run that made it where that is known; before them
     what runs have made and that is in none of the host's folders yet."""
     runs = [made for made in workshop.jobs.all() if made.outputs]
-    made_by = {(made.method, name): made for made in reversed(runs) for name in (made.published or {}).get("names", [])}
+    made_by = {
+        (_shelf_of(made), name): made for made in reversed(runs) for name in (made.published or {}).get("names", [])
+    }
     entries, shown = [], set()
     for one in list(shelf(workshop))[:MOST]:
         made = made_by.get((one.method, one.path.stem))
         entries.append(_entry(one.path, one.method, made, one))
         shown.add(made.id if made else "")
     others = [made for made in runs if made.id not in shown]
-    unpublished = [_entry(workshop.jobs.runs / made.id / made.best_file, made.method, made, None) for made in others]
+    unpublished = [
+        _entry(workshop.jobs.runs / made.id / made.best_file, _shelf_of(made), made, None) for made in others
+    ]
     return unpublished + sorted(entries, key=lambda entry: -entry["changed"])
 
 
@@ -119,6 +148,7 @@ def _entry(path: Path, method: str, made: RunView | None, shelved: Shelved | Non
         "trigger": trigger if method != "textual_inversion" else path.stem,
         "base": (made.base if made else "") or facts.get("base", ""), "rank": facts.get("rank"),
         "steps": facts.get("steps"), "sites": facts.get("sites", {}), "family": facts.get("family", ""),
+        "words": facts.get("words", ""),
         "problem": facts.get("problem", ""), "notes": str(card.get("notes", "")),
         "picture": picture.stat().st_mtime if picture else 0.0,
         "sample": made.samples[-1]["path"].rpartition("/")[2] if made and made.samples else "",
@@ -154,6 +184,7 @@ def _read_facts(path: Path, method: str) -> dict[str, Any]:
         "base": said.get("ss_sd_model_name", "").replace("None", ""),
         "rank": _number(said.get("ss_network_dim")),
         "steps": _number(said.get("ss_steps")),
+        "words": nearest_words(path) if "athanor.nearest_words" in said else "",
     }
     if method == "lora":
         adapter = _FILES.get(path)

@@ -15,7 +15,7 @@ from extension.jobs import view
 from extension.jobs.files import read_json, write_json
 from extension.jobs.run_files import run_folders
 from extension.jobs.view import RunView
-from extension.library import tag_for
+from extension.library import method_of, tag_for
 from extension.trash import to_trash, with_sidecars
 from extension.workshop import Workshop
 from trainers.errors import InputError
@@ -42,7 +42,7 @@ def publish(workshop: Workshop, run_id: str, file: str = "", name: str = "", rep
     """
     made = workshop.jobs.one(run_id)
     source = _source(workshop, made, file)
-    folder = workshop.results(made.method)
+    folder = workshop.results(method_of(source, made.method))
     if folder is None:  # the host looks into the runs itself
         return _told(workshop, made, source, source, copied=False)
     problem = name_problem(name or made.name)
@@ -59,7 +59,7 @@ def publish(workshop: Workshop, run_id: str, file: str = "", name: str = "", rep
         _put(workshop, made, source, target)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
-    workshop.changed(made.method)
+    workshop.changed(method_of(source, made.method))
     return _told(workshop, made, source, target, copied=True)
 
 
@@ -117,7 +117,11 @@ def _write_card(workshop: Workshop, made: RunView, source: Path, target: Path, f
     """The sidecar that the hosts' cards read, and a preview picture."""
     step = next((output["step"] for output in made.outputs if output["file"] == source.name), made.step)
     why = made.best["why"] if made.best and made.best["step"] == step else ""
-    own = {"preferred weight": 1.0 if made.method == "lora" else 0.0, "negative text": "", "notes": why}
+    own = {
+        "preferred weight": 1.0 if method_of(source, made.method) == "lora" else 0.0,
+        "negative text": "",
+        "notes": why,
+    }
     card = {
         "description": f"Trained with Athanor on {made.base}, {step} steps.",
         "sd version": FAMILIES.get(str(made.plan.get("family")), "Unknown"),
@@ -134,14 +138,14 @@ def _write_card(workshop: Workshop, made: RunView, source: Path, target: Path, f
 
 def _told(workshop: Workshop, made: RunView, source: Path, target: Path, copied: bool) -> dict[str, Any]:
     """What the page says and keeps of it."""
-    run = workshop.jobs.runs / made.id
+    run, method = workshop.jobs.runs / made.id, method_of(source, made.method)
     if run not in target.parents:
         former = (read_json(run / RECORD) or {}).get("names", [])
         names = list(dict.fromkeys([*former, target.stem]))
-        record = {"file": source.name, "name": target.stem, "names": names, "method": made.method, "time": time.time()}
+        record = {"file": source.name, "name": target.stem, "names": names, "method": method, "time": time.time()}
         write_json(run / RECORD, record)
-    tag = tag_for(made.method, target.stem)
-    return {"name": target.stem, "tag": tag, "trigger": made.trigger if made.method == "lora" else "", "copied": copied}
+    tag = tag_for(method, target.stem)
+    return {"name": target.stem, "tag": tag, "trigger": made.trigger if method == "lora" else "", "copied": copied}
 
 
 def moved(workshop: Workshop, method: str, name: str, new_name: str | None) -> None:

@@ -60,7 +60,7 @@
     return [
       [t("Kind"), [METHODS[entry.method] || entry.method, FAMILIES[entry.family]].filter(Boolean).join(" · ")],
       [t("Base"), entry.base.replace(/\.(safetensors|ckpt)$/, "")], [t("Rank"), entry.rank], [t("Steps"), entry.steps], [t("Layers"), sites.join(", ")],
-      [t("Size"), athanor.size(entry.bytes)], [t("Date"), date], [t("Notes"), entry.notes],
+      [t("Size"), athanor.size(entry.bytes)], [t("Date"), date], [t("Near"), entry.words], [t("Notes"), entry.notes],
     ].filter(([, value]) => value);
   }
 

@@ -6,13 +6,15 @@ import diffusers
 import pytest
 import torch
 from tiny_models import tiny_modules
-from training_helpers import events_of, header_of, job_values, killed_and_resumed, make_pictures
+from training_helpers import ROOT, events_of, header_of, job_values, killed_and_resumed, make_pictures
 
 from extension.injection.embeddings import read_embedding
 from trainers import running, spec
 from trainers.bases.concepts import Concept, groups, replace_words
 from trainers.bases.loader import load_base
 from trainers.bases.text import chunk_tokens, encode_prompts
+from trainers.data import captions
+from trainers.errors import InputError
 from trainers.formats.safetensors_io import load
 from trainers.methods import textual_inversion
 
@@ -120,9 +122,100 @@ def test_resumes_to_the_same_bytes(train, monkeypatch):
     assert (whole / "zog.safetensors").read_bytes() == (broken / "zog.safetensors").read_bytes()
 
 
-def test_refusals(train, capsys):
-    from trainers.errors import InputError
+def test_several_words_in_one_run(train, tiny_base):
+    """Each has vectors and files of its own; a caption that names one of them does not get the other."""
+    concepts = ["glorp=a red ball", "flim"]
+    code, folder = train(vectors=2, concepts=concepts, learning_rate=0.05, also_pt=True, validation_split=0.4)
+    assert code == 0
+    files = {word: load(folder / f"{word}.safetensors") for word in ("zog", "glorp", "flim")}
+    assert {output["path"] for output in events_of(folder, "saved") if output["kind"] == "result"} == {
+        f"{word}.safetensors" for word in files
+    }
+    for word, (tensors, metadata) in files.items():
+        assert tensors["emb_params"].shape == (2, 32) and metadata["ss_output_name"] == word
+        as_pt = torch.load(folder / f"{word}.pt", weights_only=True)
+        assert as_pt["name"] == word and as_pt["step"] == 3 and as_pt["string_to_token"] == {"*": 265}
+        assert torch.equal(as_pt["string_to_param"]["*"], tensors["emb_params"])
+        assert torch.equal(read_embedding(folder / f"{word}.pt").vectors["text_encoder"], tensors["emb_params"])
+    assert not torch.equal(files["zog"][0]["emb_params"], files["flim"][0]["emb_params"])
+    code, more = train(folder="more", vectors=2, concepts=concepts, learning_rate=0.0, norm_limit=0,
+                       init_from=str(folder / "zog.safetensors"))  # fmt: skip
+    assert code == 0
+    for word, (tensors, _) in files.items():
+        assert torch.equal(load(more / f"{word}.safetensors")[0]["emb_params"], tensors["emb_params"])
 
+
+def test_what_it_learned_in_words(train, tiny_base, capsys):
+    """A vector that was put on a word's own row is nearest to that word, and every place says so."""
+    from trainers.cli import main
+
+    code, folder = train(vectors=2, initial_text="red ball", learning_rate=0.0, norm_limit=0)
+    assert code == 0
+    (sentence,) = [event["text"] for event in events_of(folder, "note") if "nearest" in event["text"]]
+    assert sentence.startswith("zog is nearest to: red, ") and "; ball, " in sentence
+    assert main(["inspect", str(folder / "zog.safetensors")]) == 0
+    assert "vector 1 is near" in capsys.readouterr().out
+
+
+def picture(caption, regular=False, **options):
+    from trainers.data.picture import Picture, PictureOptions
+
+    made = Picture.__new__(Picture)
+    fields = {"caption": caption, "is_regularisation": regular, "key": caption, "options": PictureOptions(**options)}
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def test_templates_and_words_of_captions(tmp_path):
+    lines = "\n".join(["a photo of [name]", "", "[filewords], by [name]"])
+    (tmp_path / "style 一.txt").write_text(lines, encoding="utf-8")
+    values = {"method": "textual_inversion", "base": "b", "data": "d", "name": "zog", "steps": 1}
+    job = spec.parse({**values, "template": str(tmp_path / "style 一.txt"), "concepts": ["glorp=ball"]})
+    job = job.replace(trigger="zog")
+    said = {captions.caption_for(picture("a cat, red"), number, job) for number in range(40)}
+    assert said == {"a photo of zog", "a cat, red, by zog"}
+    assert {captions.caption_for(picture("a Glorp"), n, job) for n in range(20)} == {
+        "a photo of glorp",
+        "a Glorp, by glorp",
+    }
+    assert captions.caption_for(picture("a dog", regular=True), 0, job) == "a dog"
+    plain = job.replace(template=None)
+    assert captions.caption_for(picture("a Glorp"), 0, plain) == "a Glorp"
+    assert captions.caption_for(picture("a cat"), 0, plain) == "zog, a cat"
+    for style in (ROOT / "presets" / "templates").glob("*.txt"):
+        assert all(captions.NAME in line for line in captions.template_lines(str(style)))
+    (tmp_path / "none.txt").write_text("a photo")
+    for name in ("none.txt", "missing.txt"):
+        with pytest.raises(InputError, match="template: "):
+            captions.template_lines(str(tmp_path / name))
+
+
+def test_rates_as_a1111_writes_them(train):
+    """Each rate is used up to its step, and the last one stays."""
+    from trainers.engine.lr_schedules import stepped
+    from trainers.options import rate_steps
+
+    rates = rate_steps("0.005:2, 1e-3:4, 1e-4")
+    assert [round(0.005 * stepped(step, rates), 9) for step in range(6)] == [5e-3, 5e-3, 1e-3, 1e-3, 1e-4, 1e-4]
+    code, folder = train(vectors=1, learning_rates="0.02:2, 1e-3:-1", steps=4)
+    assert code == 0
+    seen = [next(iter(event["lr"].values())) for event in events_of(folder, "step")]
+    assert seen == pytest.approx([0.02, 0.02, 0.001, 0.001])
+    base = {"method": "textual_inversion", "base": "b", "data": "d", "name": "zog", "steps": 1}
+    for wrong in ("x", "0.1:5,0.2:5", "0.1:-1,0.2:9", "0", "0.1:1.5", "-1:3", ","):
+        with pytest.raises(InputError, match="learning_rates"):
+            spec.parse({**base, "learning_rates": wrong})
+    with pytest.raises(InputError, match="leave that empty"):
+        spec.parse({**base, "learning_rates": "0.1:3", "learning_rate": 0.2})
+
+
+def test_refusals(train, capsys):
+    wrong = [["zog=a"], ["a/b=c"], ["one", "one=two"], ["="]]
+    for concepts in wrong:
+        with pytest.raises(InputError, match="concepts"):
+            spec.parse({"method": "textual_inversion", "base": "b", "data": "d", "name": "zog", "steps": 1,
+                        "concepts": concepts})  # fmt: skip
     with pytest.raises(InputError, match="trigger"):
         spec.parse({"method": "textual_inversion", "base": "b", "data": "d", "name": "zog", "steps": 1, "trigger": "x"})
     with pytest.raises(InputError, match="no such option"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from trainers.spec import BEGINNER, Field, Job
 
-METHODS = ("lora", "textual_inversion", "dreambooth", "hypernetwork", "aesthetic_gradient")
+METHODS = ("lora", "textual_inversion", "dreambooth", "hypernetwork", "aesthetic_gradient", "pivotal")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
 TIMESTEP_SAMPLING = ("uniform", "sigmoid", "early", "late")
@@ -26,11 +26,13 @@ CHECKS = (
 """What is looked at before and while a job trains (`trainers.checks`)."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-_ADAPTER = ("lora",)
-_EMBEDDING = ("textual_inversion",)
+_ADAPTER = ("lora", "pivotal")
+_EMBEDDING = ("textual_inversion", "pivotal")
 _FULL = ("dreambooth",)
 _NETWORK = ("hypernetwork",)
 _AESTHETIC = ("aesthetic_gradient",)
+_PIVOTAL = ("pivotal",)
+_WORDS_ALONE = ("textual_inversion",)
 _WEIGHTS = _ADAPTER + _FULL
 
 WHAT = "What is taught"
@@ -108,6 +110,10 @@ FIELDS: tuple[Field, ...] = (
     Field("vectors", "int", 4, "How many vectors the word gets: more can say more, and take more room in a prompt.", ADAPTER, minimum=1, maximum=75, methods=_EMBEDDING, level=BEGINNER),
     Field("initial_text", "text", "", "Words to start from, such as the kind of thing; empty starts from random vectors.", ADAPTER, methods=_EMBEDDING, level=BEGINNER),
     Field("norm_limit", "float", 2.0, "Longest a vector may become, in lengths of an ordinary word's; keeps the result from drowning the rest of a prompt. 0 is off.", ADAPTER, minimum=0, maximum=1000, methods=_EMBEDDING),
+    Field("concepts", "list", [], "Further words that learn in the same run, each as word=what to start from; captions say which is shown. Each gets a file of its own.", ADAPTER, methods=_WORDS_ALONE),
+    Field("template", "path", None, "File of lines with [name] and [filewords], one of which is each sample's caption, as in AUTOMATIC1111 (see presets/templates).", DATA, methods=_WORDS_ALONE, optional=True),
+    Field("embedding_lr", "float", None, "Learning rate of the word's vectors; empty means the usual one of Textual Inversion.", LEARNING, minimum=0, maximum=10, optional=True, methods=_PIVOTAL),
+    Field("bundle", "bool", True, "Keep the word's vectors in the LoRA's file; off writes them beside it as an embedding of the trigger's name.", FILES, methods=_PIVOTAL, level=BEGINNER),
     # --- the hypernetwork
     Field("layer_structure", "list", ["1", "2", "1"], "Widths of its layers as multiples of the input's; begins and ends with 1.", ADAPTER, methods=_NETWORK),
     Field("activation", "choice", "linear", "What stands between its layers; linear is nothing.", ADAPTER, choices=ACTIVATIONS, methods=_NETWORK),
@@ -128,6 +134,7 @@ FIELDS: tuple[Field, ...] = (
     Field("batch_size", "int", 1, "Pictures per step and process.", LEARNING, minimum=1, maximum=1024),
     Field("gradient_accumulation", "int", 1, "Batches that are added up before a step is taken.", LEARNING, minimum=1, maximum=1024),
     Field("learning_rate", "float", None, "Learning rate (of the UNet, where text encoders have their own); empty means the usual one of method and optimizer.", LEARNING, minimum=0, maximum=10, optional=True, level=BEGINNER),
+    Field("learning_rates", "text", "", "Learning rates with the step up to which each is used, as in AUTOMATIC1111 (0.005:100, 1e-3:1000, 1e-4); they take the place of learning_rate and schedule.", LEARNING),
     Field("text_encoder_lr", "float", None, "Learning rate of the text encoders; empty means a quarter of the UNet's.", LEARNING, minimum=0, maximum=10, optional=True, methods=_WEIGHTS),
     Field("optimizer", "choice", "adamw", "The optimizer.", LEARNING, choices=OPTIMIZERS),
     Field("optimizer_args", "list", [], "Further arguments of the optimizer, each as name=value.", LEARNING),
@@ -183,7 +190,7 @@ FIELDS: tuple[Field, ...] = (
     Field("state_every", "int", 100, "Keep a state to resume from every so many steps.", FILES, minimum=1, maximum=1000000, unit="steps"),
     Field("publish", "bool", False, "In a WebUI: put the best file where it looks for such files as soon as the run is done; a name that is taken is asked about.", FILES),
     Field("save_dtype", "choice", "fp16", "Number format of the file.", FILES, choices=("fp16", "bf16", "fp32")),
-    Field("also_pt", "bool", False, "Write a .pt file in AUTOMATIC1111's layout beside the .safetensors file.", FILES, methods=_AESTHETIC),
+    Field("also_pt", "bool", False, "Write a .pt file in AUTOMATIC1111's layout beside the .safetensors file.", FILES, methods=_AESTHETIC + _WORDS_ALONE),
     Field("file_format", "choice", "kohya", "Key names of the file: kohya (every WebUI), diffusers or peft.", FILES, choices=("kohya", "diffusers", "peft"), methods=_ADAPTER),
 )  # fmt: skip
 
@@ -277,8 +284,14 @@ def _loop_problems(job: Job) -> Iterator[str]:
         yield from _network_problems(job)
     if job.method == "dreambooth":
         yield from _whole_model_problems(job)
-    if job.method == "textual_inversion" and job.trigger not in ("", job.name):
-        yield f"trigger: an embedding's word is its name, {job.name!r}; leave trigger empty."
+    if job.method == "textual_inversion":
+        if job.trigger not in ("", job.name):
+            yield f"trigger: an embedding's word is its name, {job.name!r}; leave trigger empty."
+        yield from _concept_problems(job)
+    if job.method == "pivotal":
+        yield from _pivotal_problems(job)
+    if job.learning_rates:
+        yield from _rate_problems(job)
     yield from _single_rate_problems(job)
     if "train_unet" in job and not (job.train_unet or job.train_text_encoder):
         yield "train_unet: neither the UNet nor the text encoder is trained, so nothing would be learned; turn one on."
@@ -294,6 +307,65 @@ def _override_problems(job: Job) -> Iterator[str]:
             yield f"override_checks: {name[:60]!r} is not a check; checks are {', '.join(CHECKS)}." + did_you_mean(
                 name[:60], CHECKS
             )
+
+
+def concepts_of(job: Job) -> dict[str, str]:
+    """Further words of a Textual Inversion, and what each starts from."""
+    pairs = [text.partition("=") for text in job.get("concepts", ())]
+    return {word.strip(): start.strip() for word, _, start in pairs}
+
+
+def _concept_problems(job: Job) -> Iterator[str]:
+    found = concepts_of(job)
+    if len(found) != len(job.concepts) or job.name.lower() in (word.lower() for word in found):
+        yield f"concepts: every word may stand there once, and not the result's own name, {job.name!r}."
+    for word in found:
+        problem = name_problem(word)
+        if problem:
+            yield "concepts: each is written word=what to start from, and the word is a file's name; " + problem
+
+
+def _pivotal_problems(job: Job) -> Iterator[str]:
+    word = job.trigger or job.name
+    problem = name_problem(word)
+    if problem:
+        yield problem.replace("name:", "trigger:", 1)
+    elif job.bundle and "." in word:
+        yield f"trigger: a word with a dot, as {word!r}, cannot be kept in a LoRA's file; choose another, or set bundle off."
+    if job.bundle and job.file_format != "kohya":
+        yield f"file_format: {job.file_format} has no place for a word's vectors; use kohya, or set bundle off."
+    if not job.bundle and word.lower() == job.name.lower():
+        yield "trigger: with bundle off the word's file needs a name of its own; give a trigger that is not the name."
+
+
+def rate_steps(text: str) -> list[tuple[float, float]]:
+    """(rate, step up to which it is used) of `0.005:100, 1e-3:1000, 1e-4`; without a step, or with -1, for the rest.
+
+    ValueError where it is not written so, or a step is not after the one before.
+    """
+    found: list[tuple[float, float]] = []
+    for part in text.split(","):
+        rate, _, until = (piece.strip() for piece in part.partition(":"))
+        last = float("inf") if until in ("", "-1") else int(until)
+        if not 0 <= float(rate) <= 10 or last <= (found[-1][1] if found else 0):
+            raise ValueError(part)
+        found.append((float(rate), last))
+    return found
+
+
+def _rate_problems(job: Job) -> Iterator[str]:
+    try:
+        first = rate_steps(job.learning_rates)[0][0]
+    except ValueError:
+        yield (
+            f"learning_rates: {job.learning_rates[:60]!r} will not do; it is written as 0.005:100, 1e-3:1000, 1e-4, "
+            "each rate with a later step than the one before."
+        )
+        return
+    if job.learning_rate not in (None, first) or not first:
+        yield "learning_rates: takes the place of learning_rate; leave that empty, and begin with a rate above 0."
+    if job.optimizer in ("prodigy", "schedulefree"):
+        yield f"learning_rates: {job.optimizer} finds its rate itself; leave learning_rates empty, or use adamw."
 
 
 def result_ending(job: Job) -> str:
@@ -364,6 +436,8 @@ def _single_rate_problems(job: Job) -> Iterator[str]:
     if job.get("block_lrs"):
         yield "block_lrs: prodigy finds one learning rate for everything; leave block_lrs empty, or use adamw."
     rate = 1.0 if job.learning_rate is None else job.learning_rate
+    if job.get("embedding_lr") not in (None, 0, rate):
+        yield "embedding_lr: prodigy finds one learning rate for everything; leave embedding_lr empty, or use adamw."
     if job.get("text_encoder_lr") not in (None, 0, rate):
         yield "text_encoder_lr: prodigy finds one learning rate for everything; leave text_encoder_lr empty, or use adamw."
 

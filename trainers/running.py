@@ -19,6 +19,7 @@ from typing import Any
 from trainers import checks, snapshot
 from trainers.bases.detect import BaseInfo, inspect_vae
 from trainers.checks import Finding
+from trainers.data.captions import template_lines
 from trainers.data.survey import Survey, survey
 from trainers.display import Display
 from trainers.engine import optimizers, precision, runfolder, state
@@ -106,6 +107,8 @@ def check_files(job: Job, info: BaseInfo) -> None:
         raise InputError(f"{info.path}: this model has no autoencoder; name one with the option vae.")
     if job.get("init_from") and not Path(job.init_from).exists():
         raise InputError(f"init_from: {job.init_from} does not exist; name the LoRA file to go on from.")
+    if job.get("template"):
+        template_lines(job.template)  # it says what is wrong
     if job.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("tensorboard: the package tensorboard is not installed; install it, or turn tensorboard off.")
 

@@ -53,6 +53,7 @@ def _workshop(host: Host, changed: Callable[[str], None], draw: Callable[[Any], 
     folders = host.folders()
     places = {
         "lora": folders.adapters,
+        "pivotal": folders.adapters,
         "textual_inversion": folders.embeddings,
         "hypernetwork": folders.hypernetworks,
         "aesthetic_gradient": folders.aesthetics,

@@ -98,7 +98,7 @@ class RunView:
     @property
     def has_live(self) -> bool:
         """Whether it can be drawn with while it trains."""
-        return self.method == "lora"
+        return self.method in ("lora", "pivotal")
 
     @property
     def best_file(self) -> str:

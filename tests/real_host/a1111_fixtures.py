@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from kinds import KINDS, write
+from older_methods import write_older
 from server import Server
 
 from trainers.formats import safetensors_io
@@ -43,9 +44,12 @@ def state(webui, a1111_folders):
 
 
 @pytest.fixture(scope="session")
-def adapters(a1111_folders, state):
-    """An adapter of every kind, there before the servers start."""
-    return {kind: write(a1111_folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
+def adapters(webui, a1111_folders, state):
+    """An adapter of every kind, and a file of each older method, there before the servers start."""
+    older = write_older(webui, state)
+    yield {kind: write(a1111_folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
+    for file in older:
+        file.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import KINDS, write
+from older_methods import NAME
 from server import PROMPT
 
 from trainers.formats import safetensors_io
@@ -200,6 +201,22 @@ def test_the_models_weights_are_never_touched(ours):
         ours.draw(f"{tag(kind)} (checksum)")
     assert ours.get("/neighbour/seen")["checksums"] == [before["checksum"]]
     assert ours.get("/neighbour/model") == before
+
+
+def test_older_methods(ours, alone):
+    """Its own hypernetworks stay its own; aesthetic gradients act through us, on a copy of the text encoder."""
+    text = f"{PROMPT} <hypernet:{NAME}:0.7>"
+    assert ours.draw(text).away_from(alone.draw(text)) == 0 and alone.draw(text).away_from(alone.drawn()) > 10
+    before = ours.get("/neighbour/model")
+    gradient = f"<aesthetic:{NAME}:1:lr=1e-3>"
+    acting = ours.draw(f"{PROMPT} {gradient}")
+    assert acting.away_from(ours.draw()) > 10 and "Athanor:" not in acting.infotext
+    assert ours.draw(PROMPT, f"blurry {gradient}").away_from(ours.draw()) > 2
+    assert ours.draw(f"{PROMPT} <aesthetic:{NAME}:0>").away_from(ours.draw()) == 0
+    both = ours.draw(f"{PROMPT} <lora:k_lora:0.7>{gradient}")
+    assert both.away_from(acting) > 2 and both.away_from(ours.draw(f"{PROMPT} <lora:k_lora:0.7>")) > 2
+    assert ours.get("/neighbour/model") == before
+    assert "did you mean" in ours.draw(f"{PROMPT} <aesthetic:{NAME}s:1>").infotext
 
 
 def test_an_exception_in_mid_sampling_leaves_nothing(ours):

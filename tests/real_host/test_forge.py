@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import KINDS, write
+from older_methods import NAME, write_older
 from server import PROMPT, Server
 
 from trainers.formats import safetensors_io
@@ -213,6 +214,26 @@ def test_embeddings(ours, folders):
     assert ours("a drawing of athanorword", fresh=True).away_from(named) > 0
     path.unlink()
     assert ours("a drawing of athanorword", fresh=True).away_from(named) > 0
+
+
+def test_older_methods(ours, alone, webui, state):
+    """Forge does nothing about hypernetworks any more, and never had aesthetic gradients."""
+    files = write_older(webui, state)
+    gradient = f"<aesthetic:{NAME}:1:lr=1e-3>"
+    try:
+        for tag in (f"<hypernet:{NAME}:0.7>", gradient):
+            acting = ours(f"{PROMPT} {tag}")
+            assert acting.away_from(ours()) > 2 and "Athanor:" not in acting.infotext, acting.infotext
+            assert ours(f"{PROMPT} {tag.replace(':0.7', ':0').replace(':1:', ':0:')}").away_from(ours()) == 0
+            assert ours(PROMPT, f"blurry {tag}").away_from(ours()) > 2
+        assert alone(f"{PROMPT} <hypernet:{NAME}:0.7>").away_from(alone()) == 0
+        lora = f"{PROMPT} <lora:k_lora:0.7>"
+        both = ours(f"{lora}{gradient}")
+        assert "Athanor:" not in both.infotext and both.away_from(ours(lora)) > 2
+        assert ours(fresh=True).away_from(alone()) == 0
+    finally:
+        for file in files:
+            file.unlink()
 
 
 def test_a_broken_file_is_reported_and_stays_where_it_is(ours, folders):

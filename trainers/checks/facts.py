@@ -126,7 +126,7 @@ def job_facts(job: Job, scans: Mapping[str, Scan], info: Any, plan: Any) -> JobF
         unused_captions=training.unused_captions,
         unread_captions=training.unread_captions,
         unseen=training.unseen,
-        trigger_tokens=tokens_of(job.trigger) if job.method != "textual_inversion" else (),
+        trigger_tokens=tokens_of(job.trigger) if "vectors" not in job else (),
         batch_size=batch_size,
         steps=steps,
         exposures=round(steps * per_step * shown / max(1, per_epoch)),

@@ -21,7 +21,7 @@ SAME_BORDER, SAME_TAG = 0.6, 0.9
 def amount(facts: JobFacts) -> Iterator[Finding]:
     """Enough pictures, and not the same one many times."""
     number = len(facts.pictures)
-    least = TOO_FEW_FOR_A_WORD if facts.options.get("method") == "textual_inversion" else TOO_FEW
+    least = TOO_FEW_FOR_A_WORD if "vectors" in facts.options else TOO_FEW
     advice = "Add pictures: other places, light, distances and angles. A style needs 20 and more."
     if number < least:
         yield Finding("amount", STOP, f"{counted(number, 'picture')} to learn from; fewer than {least}.", (), advice)

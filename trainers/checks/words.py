@@ -67,7 +67,7 @@ def trigger(facts: JobFacts) -> Iterator[Finding]:
     """The trigger word is short, and no word that the base knows well already."""
     word, tokens = str(facts.options.get("trigger", "")).strip(), facts.trigger_tokens
     if not word or not tokens:
-        what = "The embedding's name is its word." if facts.options.get("method") == "textual_inversion" else ""
+        what = "The word has vectors of its own." if "vectors" in facts.options else ""
         yield Finding("trigger", OK, what or "No trigger word: what is learned comes with the captions' own words.")
     elif len(tokens) > MOST_TRIGGER_TOKENS:
         yield Finding(

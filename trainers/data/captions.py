@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
+from trainers.data.encodings import UnreadableText, read_text
 from trainers.data.picture import Picture
+from trainers.errors import InputError
+from trainers.options import concepts_of
 from trainers.rng import python_random
 from trainers.spec import Job
+
+NAME, FILEWORDS = "[name]", "[filewords]"
 
 
 def tags_of(caption: str) -> list[str]:
@@ -28,12 +35,20 @@ def _written(picture: Picture) -> str:
 
 
 def _trigger_for(picture: Picture, job: Job) -> str:
-    return "" if picture.is_regularisation else job.trigger.strip()
+    """The word that stands for what this picture shows: one of several concepts where its caption names it."""
+    if picture.is_regularisation:
+        return ""
+    written = _written(picture)
+    named = (word for word in concepts_of(job) if has_trigger(written, word))
+    return next(named, job.trigger.strip())
 
 
 def plain_caption(picture: Picture, job: Job) -> str:
     """The caption with prefix, suffix and trigger word, unshuffled; regularisation pictures get no trigger word."""
-    caption, trigger = _written(picture), _trigger_for(picture, job)
+    return _with_trigger(_written(picture), _trigger_for(picture, job))
+
+
+def _with_trigger(caption: str, trigger: str) -> str:
     if not trigger or has_trigger(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
@@ -51,10 +66,42 @@ def caption_for(picture: Picture, variant: int | str, job: Job) -> str:
     The trigger word and the first `keep_tokens` tags stay in place and are never dropped. Caption drop is decided
     apart from this, by `is_dropped`.
     """
-    caption = plain_caption(picture, job)
+    if job.get("template") and not picture.is_regularisation:
+        return _from_template(picture, variant, job)
+    return _shuffled(picture, variant, job)
+
+
+def _from_template(picture: Picture, variant: int | str, job: Job) -> str:
+    """A line of the template file with the word for [name] and the picture's own caption for [filewords]."""
+    lines = template_lines(job.template)
+    line = python_random(job.seed, "template", picture.key, variant).choice(lines)
+    own = _shuffled(picture, variant, job, trigger="")
+    return line.replace(NAME, _trigger_for(picture, job)).replace(FILEWORDS, own).strip(" ,")
+
+
+@lru_cache(maxsize=8)
+def template_lines(path: str) -> tuple[str, ...]:
+    """The lines of a template file, as A1111 has them.
+
+    Raises:
+        InputError: it cannot be read, or no line has a place for the word.
+    """
+    try:
+        text, _ = read_text(Path(path))
+    except UnreadableText as problem:
+        raise InputError(f"template: {path} cannot be read ({problem}).") from None
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not any(NAME in line for line in lines):
+        raise InputError(f"template: {path} has no line with {NAME}, which stands for the word that is taught.")
+    return lines
+
+
+def _shuffled(picture: Picture, variant: int | str, job: Job, trigger: str | None = None) -> str:
+    trigger = _trigger_for(picture, job) if trigger is None else trigger
+    caption = _with_trigger(_written(picture), trigger)
     if not varies(picture):
         return caption
-    options, trigger, tags = picture.options, _trigger_for(picture, job), tags_of(caption)
+    options, tags = picture.options, tags_of(caption)
     fixed = options.keep_tokens
     if trigger and not has_trigger(_written(picture), trigger):
         fixed += len(tags_of(trigger))  # put in front by us, so it does not count as one of the person's tags

@@ -25,6 +25,7 @@ from trainers.engine.verdict import draw_verdict
 from trainers.engine.watch import Watch
 from trainers.engine.writing import result_metadata
 from trainers.events import is_waiting, take_command, take_commands
+from trainers.options import rate_steps
 
 SKIPS_BEFORE_ROLLBACK = 3
 ROLLBACKS_BEFORE_GIVING_UP = 3
@@ -116,8 +117,18 @@ class Loop:
         if self.s.world.is_main:
             with self._best_weights():
                 self.s.trainable.save(path, result_metadata(self.s, self.counters.step))
-            self.s.events.emit("saved", step=self.counters.step, kind=kind, path=path.name)
+            beside = self.s.trainable.beside(path) if hasattr(self.s.trainable, "beside") else []
+            for each in (*beside, path):  # the result itself last: the newest of a step counts
+                self.s.events.emit("saved", step=self.counters.step, kind=kind, path=each.name)
         return path
+
+    def _tell_words(self) -> None:
+        """What an embedding learned, in words of the vocabulary."""
+        if self.s.world.is_main and hasattr(self.s.trainable, "in_words"):
+            with self._best_weights():
+                for sentence in self.s.trainable.in_words():
+                    self.s.events.emit("note", text=sentence)
+                    self.show.line(sentence)
 
     def validate(self) -> None:
         """Measure on the held-out and the unrelated pictures; the base's own losses are measured once."""
@@ -182,9 +193,12 @@ class Loop:
 
     def _set_rates(self) -> float:
         job, counters = self.s.job, self.counters
-        factor = lr_schedules.factor(
-            counters.step, self.s.total_steps, lr_schedules.kind_for(job), job.warmup, job.cycles
-        )
+        if job.learning_rates:
+            factor = lr_schedules.stepped(counters.step, rate_steps(job.learning_rates), job.warmup)
+        else:
+            factor = lr_schedules.factor(
+                counters.step, self.s.total_steps, lr_schedules.kind_for(job), job.warmup, job.cycles
+            )
         for group, rate in zip(self.s.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor * counters.lr_scale
         return factor
@@ -414,6 +428,7 @@ class Loop:
         self._report_memory()
         self._watch.end(self.counters)
         path = self.write_result("result")
+        self._tell_words()
         self.save_state()
         self._judge()
         self.s.events.emit("done", step=total, path=path.name, seconds=round(time.monotonic() - began, 3))

@@ -36,6 +36,12 @@ def factor(step: int, total: int, kind: str, warmup: int = 0, cycles: int = 1) -
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def stepped(step: int, rates: list[tuple[float, float]], warmup: int = 0) -> float:
+    """What the first of `rates` (see `options.rate_steps`) is multiplied with at `step`; the last one stays."""
+    rate = next((rate for rate, until in rates if step < until), rates[-1][0])
+    return rate / rates[0][0] * (min(1.0, (step + 1) / (warmup + 1)) if step < warmup else 1.0)
+
+
 def kind_for(job) -> str:
     """The schedule a job really has: schedule-free keeps the rate constant after warm-up, the average of its weights
     takes the decay's place; Adafactor, Prodigy and the others use what the job says."""

@@ -26,6 +26,7 @@ from trainers.errors import InputError, did_you_mean
 _ADAMW_RATES = {
     "lora": {"sd1": 2e-4, "sd2": 2e-4, "sdxl": 1e-4},
     "textual_inversion": {"sd1": 2e-3, "sd2": 2e-3, "sdxl": 2e-3},
+    "pivotal": {"sd1": 2e-4, "sd2": 2e-4, "sdxl": 1e-4},
     "hypernetwork": {"sd1": 5e-5, "sd2": 5e-5, "sdxl": 2e-5},
     "dreambooth": {"sd1": 2e-6, "sd2": 2e-6, "sdxl": 1e-6},
 }
@@ -123,6 +124,14 @@ def default_learning_rate(job, family: str) -> float:
     if kind.rate_factor is None:
         return 1.0
     return _ADAMW_RATES.get(job.method, {}).get(family, _FALLBACK_RATE) * kind.rate_factor
+
+
+def default_embedding_lr(job, family: str) -> float:
+    """The usual rate of a word's vectors that learn beside a LoRA; the same one with `single_rate`."""
+    kind = OPTIMIZERS[job.optimizer]
+    if kind.single_rate or kind.rate_factor is None:
+        return default_learning_rate(job, family)
+    return _ADAMW_RATES["textual_inversion"][family] * kind.rate_factor
 
 
 def default_text_encoder_lr(job, family: str) -> float:

@@ -35,6 +35,8 @@ from trainers.errors import InputError
 from trainers.events import EventLog
 from trainers.formats.families import FAMILIES, Family
 from trainers.methods import Trainable, count_parameters, setup_for, trains_text
+from trainers.methods.textual_inversion import words_to_teach
+from trainers.options import rate_steps
 from trainers.spec import Job
 
 Report = Callable[[int, int, str], None]
@@ -43,7 +45,7 @@ Report = Callable[[int, int, str], None]
 def complete(job: Job, info: BaseInfo) -> Job:
     """The job with every value that depends on the base filled in; what was given stays."""
     family = FAMILIES[info.family]
-    rate = job.learning_rate
+    rate = rate_steps(job.learning_rates)[0][0] if job.learning_rates else job.learning_rate
     if rate is None:
         rate = optimizers.default_learning_rate(job, info.family)
     changes: dict[str, Any] = {
@@ -55,8 +57,10 @@ def complete(job: Job, info: BaseInfo) -> Job:
     }
     if "text_encoder_lr" in job and job.text_encoder_lr is None:
         changes["text_encoder_lr"] = optimizers.default_text_encoder_lr(job.replace(learning_rate=rate), info.family)
-    if job.method == "textual_inversion":
-        changes["trigger"] = job.name
+    if "vectors" in job:
+        changes["trigger"] = next(iter(words_to_teach(job)))
+    if "embedding_lr" in job and job.embedding_lr is None:
+        changes["embedding_lr"] = optimizers.default_embedding_lr(job, info.family)
     if job.get("weights_dtype") == "bf16":
         changes["precision"] = "bf16"
     if "rank" in job:

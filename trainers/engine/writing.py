@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "lora": "lora",
+    "pivotal": "lora",
     "textual_inversion": "textual-inversion",
     "checkpoint": "",
     "diffusers": "",

@@ -16,7 +16,7 @@ from trainers.spec import Job
 
 METHODS = {
     name: f"trainers.methods.{name}"
-    for name in ("lora", "textual_inversion", "dreambooth", "hypernetwork", "aesthetic_gradient")
+    for name in ("lora", "textual_inversion", "dreambooth", "hypernetwork", "aesthetic_gradient", "pivotal")
 }
 
 

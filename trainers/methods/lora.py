@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -180,9 +180,9 @@ class LoraTrainable:
             return
         self.save_kohya(path, metadata)
 
-    def save_kohya(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write it under the names that every WebUI reads, whatever the job's own format is."""
-        tensors = adapters.to_kohya(self.entries(), DTYPES[self.job.save_dtype])
+    def save_kohya(self, path: Path, metadata: dict[str, str], more: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write it under the names that every WebUI reads, whatever the job's own format is; `more` goes beside it."""
+        tensors = {**adapters.to_kohya(self.entries(), DTYPES[self.job.save_dtype]), **(more or {})}
         safetensors_io.save(path, tensors, finish(tensors, metadata))
 
     def start_from(self, path: Path) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,12 +227,13 @@ class KindTrainable:
                 tensors[f"{name}.{key}"] = value.detach().float().cpu().contiguous()
         return tensors
 
-    def save(self, path: Path, metadata: dict[str, str]) -> None:
+    def save_kohya(self, path: Path, metadata: dict[str, str], more: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write it under the names that every WebUI reads; `more` goes beside it."""
         dtype = DTYPES[self.job.save_dtype]
-        tensors = {name: tensor.to(dtype) for name, tensor in self.file_tensors().items()}
+        tensors = {name: tensor.to(dtype) for name, tensor in self.file_tensors().items()} | dict(more or {})
         safetensors_io.save(path, tensors, finish(tensors, metadata))
 
-    save_kohya = save
+    save = save_kohya
 
     def start_from(self, path: Path) -> None:
         """Take the weights of an existing file of the same kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def embedding_from_tensors(tensors: Mapping[str, TensorInfo], metadata: Mapping[
         if 1 <= len(info.shape) <= 2 and info.shape[-1] in _WIDTH_FAMILIES and not name.endswith((".weight", ".bias")):
             return _embedding(info, None, placeholder=name, run=run_facts(metadata))
     return None
+
+
+def learned_words(metadata: Mapping[str, str]) -> list[list[str]]:
+    """The vocabulary's words that each vector is nearest to, where the file says so."""
+    try:
+        found = json.loads(metadata.get("athanor.nearest_words", "[]"))
+        return [[str(word) for word in words] for words in found]
+    except (ValueError, TypeError):
+        return []
 
 
 def _aesthetic(vector: TensorInfo, has_projection: bool, metadata: Mapping[str, str]) -> dict[str, Any]:

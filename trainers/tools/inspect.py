@@ -32,7 +32,8 @@ def describe(path: Path | str) -> Description:
             raise InputError(f"{path}: there is no such file.")
         found, metadata = _describe_folder(path) if path.is_dir() else _describe_file(path)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else None
-        return {"file": str(path), "bytes": size or path.stat().st_size, **found, "metadata": metadata}
+        about = {"file": str(path), "bytes": size or path.stat().st_size, **found, "metadata": metadata}
+        return {**about, "words": words} if (words := describe_others.learned_words(metadata)) else about
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: this file cannot be read ({error}).") from None
 
@@ -160,5 +161,6 @@ def lines(description: Description) -> list[str]:
     rows += _base_rows(found) if found["kind"] == "base" else []
     rows += [(name.replace("_", " "), value) for name, value in found.get("settings", {}).items()]
     rows += [(name.replace("_", " "), value) for name, value in found["run"].items()]
+    rows += [(f"vector {number} is near", ", ".join(words)) for number, words in enumerate(found.get("words", []), 1)]
     width = max(len(name) for name, _ in rows)
     return [_clean(found["file"], 1000), *(f"  {_clean(name):<{width}}  {_clean(value, 400)}" for name, value in rows)]
