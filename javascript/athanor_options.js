@@ -5,7 +5,7 @@
 
   const t = (...words) => athanor.t(...words);
   const FIRST_OPEN = ["The adapter", "How long and how strongly"];
-  const PLACEHOLDERS = { sample_prompts: "one on each line; empty draws the trigger word" };
+  const PLACEHOLDERS = { sample_prompts: "one on each line; empty draws four that tell what was learned" };
 
   /** A field with a label that belongs to it, and help where there is some. */
   athanor.labelled = function (text, help, input, more) {

@@ -224,8 +224,6 @@
     const values = { ...form.recipe, ...form.changed, method: form.method };
     for (const name of ASKED) if (parts[name].value.trim()) values[name] = parts[name].value.trim();
     const known = new Set(["method", ...form.schema.map((option) => option.name)]);
-    const trigger = parts.trigger.value.trim();
-    if (!("sample_prompts" in values) && trigger) values.sample_prompts = [trigger, `${trigger}, outdoors`];
     if (form.overridden.size) values.override_checks = [...form.overridden];
     if (form.method === "textual_inversion") delete values.trigger; // an embedding's word is its name
     return Object.fromEntries(Object.entries(values).filter(([name]) => known.has(name)));

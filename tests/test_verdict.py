@@ -71,6 +71,7 @@ def test_a_run_ends_with_its_best_file_and_a_sheet(judged):
     losses = {event["step"]: event["loss"] for event in events_of(judged, "validation")}
     assert set(losses) == {0, 2, 4, 6}
     assert said["step"] == min((2, 4, 6), key=losses.get) and said["reason"] == "lowest"
+    assert 0.9 < said["prior"] < 1.05 and all(event["prior_base_loss"] > 0 for event in events_of(judged, "validation"))
     assert (judged / said["path"]).is_file() and drawn["step"] == said["step"]
     with Image.open(judged / drawn["path"]) as sheet:
         assert sheet.width > 3 * 128 and sheet.height > len(drawn["prompts"]) * 128

@@ -89,7 +89,7 @@ FIELDS: tuple[Field, ...] = (
     Field("cache_dir", "path", None, "Where prepared pictures are kept; empty means beside the data.", DATA, optional=True),
     Field("validation_data", "path", None, "Folder with held-out pictures for measuring.", DATA, optional=True),
     Field("validation_split", "float", 0.0, "Share of the pictures held out for measuring, where no folder is given.", DATA, minimum=0, maximum=0.5),
-    Field("find_best", "bool", False, "Find the file that does best: a tenth of the pictures (2 to 8, from 12 on) is held out where nothing else is, and measured with whenever a file is saved.", DATA),
+    Field("find_best", "bool", False, "Find the file that does best: a tenth of the pictures (2 to 8, from 12 on) is held out where nothing else is, and measured with whenever a file is saved; without prior_data, forgetting is measured on what the base itself draws.", DATA),
     Field("prior_data", "path", None, "Folder with unrelated pictures, to measure what is forgotten.", DATA, optional=True),
     # --- adapter
     Field("kind", "choice", "lora", "Kind of adapter: lora reads everywhere; the others trade size, speed and strength otherwise.", ADAPTER, choices=ADAPTER_KINDS, methods=_ADAPTER),

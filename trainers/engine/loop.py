@@ -16,6 +16,7 @@ from trainers.engine import lr_schedules, memory, optimizers, sampling, state
 from trainers.engine.attached import HostGone, watch_of
 from trainers.engine.best import best_of_run
 from trainers.engine.live import Live
+from trainers.engine.own_prior import own_prior, wants_own_prior
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
 from trainers.engine.step import micro_step, prepare
@@ -134,7 +135,7 @@ class Loop:
         """Measure on the held-out and the unrelated pictures; the base's own losses are measured once."""
         if not self.s.world.is_main:
             return
-        sets = {"loss": self.s.validation, "prior_loss": self.s.prior}
+        sets = {"loss": self.s.validation, "prior_loss": self._prior()}
         sets = {name: items for name, items in sets.items() if items}
         if not sets:
             return
@@ -152,6 +153,14 @@ class Loop:
         self._log_scalars({f"validation/{name}": value for name, value in fields.items()})
         self.show.line(_validation_text(self.counters.step, fields))
         self._watch.validation(self.counters, fields, self.counters.step >= self.s.total_steps)
+
+    def _prior(self) -> list[Any]:
+        """The unrelated pictures to measure on: those that were named, else a few that the base draws itself."""
+        s = self.s
+        if not s.prior and s.validation and wants_own_prior(s.job):
+            with s.trainable.without(), s.autocast():
+                s.prior = own_prior(s.models.base, s.conditioner, s.job, s.folder.path / "prior.pt")
+        return s.prior
 
     def _measure(self, items: list[Any]) -> float:
         return held_out_loss(

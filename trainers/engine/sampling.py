@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -53,7 +54,7 @@ def size_conditioning(base: Base, pooled: torch.Tensor | None, height: int, widt
 
 
 @torch.no_grad()
-def draw_one(
+def draw_latents(
     base: Base,
     encode: Encode,
     prompt: str,
@@ -64,8 +65,9 @@ def draw_one(
     cfg: float,
     negative: str = "",
     zero_terminal_snr: bool = False,
-) -> Image.Image:
-    """One picture of `size` = (width, height) px; the same seed starts from the same noise, whatever the prompt."""
+) -> torch.Tensor:
+    """Scaled latents [1, 4, height / 8, width / 8] of one picture of `size` = (width, height) px; the same seed starts
+    from the same noise, whatever the prompt."""
     width, height = size
     hidden, pooled = encode([negative, prompt])
     scheduler = make_scheduler(base.prediction, betas_of(base.alphas_cumprod), steps, zero_terminal_snr)
@@ -81,7 +83,13 @@ def draw_one(
         ).sample.float()
         without, with_prompt = output.chunk(2)
         latents = scheduler.step(without + cfg * (with_prompt - without), timestep, latents).prev_sample
-    return to_image(_decode(base, latents)[0])
+    return latents
+
+
+@torch.no_grad()
+def draw_one(base: Base, encode: Encode, prompt: str, **settings: Any) -> Image.Image:
+    """One picture; `settings` are those of `draw_latents`."""
+    return to_image(_decode(base, draw_latents(base, encode, prompt, **settings))[0])
 
 
 def _decode(base: Base, latents: torch.Tensor) -> torch.Tensor:

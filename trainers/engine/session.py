@@ -27,6 +27,8 @@ from trainers.engine.ema import Ema
 from trainers.engine.fused import FusedOptimizer
 from trainers.engine.memory_use import MemoryUse
 from trainers.engine.models import Models
+from trainers.engine.own_prior import PROMPTS as PRIOR_PROMPTS
+from trainers.engine.own_prior import wants_own_prior
 from trainers.engine.runfolder import RunFolder
 from trainers.engine.verdict import verdict_prompts
 from trainers.engine.world import World
@@ -281,6 +283,8 @@ def open_session(
         models.park_vae()
     else:
         models.drop_vae()
+    if wants_own_prior(job):
+        texts |= set(PRIOR_PROMPTS)
     texts.add("")  # what shorter prompts of a batch are filled up with
     use.end_of("caching pictures")
     conditioner = _make_conditioner(job, models, texts, dataset.cache_folder, report)
