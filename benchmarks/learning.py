@@ -131,7 +131,7 @@ def read_run(run: Run, target: float) -> dict[str, Any]:
     """The figures of one run; `problem` where it has none."""
     measured = run.kinds("validation")
     steps = run.kinds("step")
-    if run.problem or len(measured) < 2:
+    if run.status not in (0, None) or len(measured) < 2:  # one that ran out of time tells how far it came
         return {"case": run.name, **run.facts, "problem": run.problem or "measured nothing"}
     held_out = [(each["step"], each["loss"] / each["base_loss"]) for each in measured]
     prior = [(each["step"], each["prior_loss"] / each["prior_base_loss"]) for each in measured]
@@ -193,7 +193,7 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
     for run in run_all([trainer_run("cache", first.pop("method"), first, work / "cache-run")]):  # the pictures' latents
         if run.problem:
             print(f"the first run failed: {run.problem}", file=sys.stderr)
-    runs = []
+    runs, known = [], cases()
     for seed in range(1, args.seeds + 1):
         for name, options in chosen.items():
             values = {**shared, **options, "seed": seed}
@@ -203,7 +203,9 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
             elif args.steps:
                 values.update(steps=args.steps)
             runs.append(trainer_run(name, values.pop("method"), values, work / f"{name}-{seed}", seed=seed))
-    runs.sort(key=lambda run: (run.facts["seed"], not run.name.startswith("field")))  # the longest first
+    runs.sort(
+        key=lambda run: (run.facts["seed"], not run.name.startswith("field"), run.name in known)
+    )  # the longest first
     for run in run_all(runs, args.at_once, seconds=args.seconds and max(1.0, args.seconds - (time.time() - began))):
         found.append(read_run(run, args.target))
         last = found[-1]
