@@ -205,6 +205,11 @@ class Summary:
         where = f"continued from step {step}" if step else "began again"
         self.notes.append(f"The memory did not suffice: {event.get('what')}, {where}.")
 
+    def _on_memory(self, event: dict[str, Any]) -> None:
+        taken, planned = (float(event.get(name) or 0) / 2**30 for name in ("peak_bytes", "planned_bytes"))
+        if taken:
+            self.notes.append(f"Memory: {taken:.1f} GiB at most; {planned:.1f} GiB were expected.")
+
     def _on_progress(self, event: dict[str, Any]) -> None:
         self.doing = str(event.get("what", ""))
         self.done_parts, self.parts = int(event.get("done", 0)), int(event.get("total", 0))
