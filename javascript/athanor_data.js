@@ -9,7 +9,7 @@
     broken: "Cannot be read", caption: "No caption", copy: "Copies", alike: "Nearly the same", small: "Too small", soft: "Soft",
   };
   const t = (text, ...values) => athanor.t(text, ...values);
-  let h, parts, me = { local: false, roots: [] };
+  let h, parts, purposes = null, me = { local: false, roots: [] };
 
   // What is shown: the folder as the server told it, which pictures are selected, and which are wanted.
   const state = (data.state = { view: null, byFile: new Map(), selected: new Set(), kind: "", bucket: "", tags: new Set(), text: "" });
@@ -54,6 +54,7 @@
       parts.said, parts.head, parts.chips, parts.offer, parts.body);
     data.watchEnd(parts.end);
     athanor.api("me").then((answer) => { me = answer; }).catch(() => {});
+    athanor.api("recipes").then((recipes) => { purposes = recipes.purposes; if (state.view) drawOffer(); }).catch(() => {});
     listFolders();
   }
 
@@ -201,18 +202,16 @@
 
   // ---- captions for a folder without any
 
-  const SENTENCES = { person: "photo of {0} {1}", "anime-character": "{0}, {1}", style: "a picture in {0} style", object: "photo of {0} {1}" };
-  const PURPOSES = { person: "A person", "anime-character": "A drawn character", style: "A style", object: "A thing" };
-
   function drawOffer() {
     const usable = state.view.pictures.filter((picture) => !picture.kinds.has("broken"));
     if (!usable.length || usable.some((picture) => picture.caption)) { athanor.fill(parts.offer); parts.offered = ""; return; }
-    if (parts.offered === state.view.folder) return; // keep what was typed
+    if (parts.offered === state.view.folder || !purposes) return; // keep what was typed
     parts.offered = state.view.folder;
-    const purpose = h("select", { "aria-label": t("What they show"), onchange: show }, Object.entries(PURPOSES).map(([value, label]) => h("option", { value }, t(label))));
+    const purpose = h("select", { "aria-label": t("What they show"), onchange: show }, Object.entries(purposes).map(([value, each]) => h("option", { value }, t(each.title))));
     const trigger = h("input", { type: "text", value: data.trigger(), placeholder: t("trigger word"), "aria-label": t("Trigger word"), oninput: show });
     const kind = h("input", { type: "text", placeholder: t("kind, such as woman, dog or toy"), "aria-label": t("Kind of thing"), oninput: show });
-    const sentence = () => SENTENCES[purpose.value].replace("{0}", trigger.value.trim()).replace("{1}", kind.value.trim()).replace(/\s+/g, " ").replace(/,\s*$/, "").trim();
+    const sentence = () => purposes[purpose.value].caption.replace("{trigger}", () => trigger.value.trim())
+      .replace("{class}", () => kind.value.trim() || purposes[purpose.value].class).replace(/\s+/g, " ").trim();
     const write = h("button", { type: "button", class: "athanor-primary", onclick: () => {
       data.parts.trigger.value = trigger.value;
       data.write(write, t("first captions"), usable.map((picture) => [picture, sentence()]));
@@ -270,64 +269,24 @@
   // ---- dropping
 
   function dropPlace() {
-    const input = h("input", { type: "file", multiple: true, accept: "image/*,.txt,.caption", class: "athanor-file", "aria-label": t("Choose pictures"), onchange: () => { upload([...input.files]); } });
     parts.into = h("input", { type: "text", placeholder: t("my pictures"), "aria-label": t("Name of the folder that dropped pictures are copied into") });
-    parts.dropSaid = h("span", {}, t("Drop pictures here, or a folder of them with captions, or click to choose. They are copied."));
-    const place = h("label", { class: "athanor-drop" }, input, parts.dropSaid);
-    place.addEventListener("dragover", (event) => { event.preventDefault(); place.classList.add("athanor-over"); });
-    place.addEventListener("dragleave", () => place.classList.remove("athanor-over"));
-    place.addEventListener("drop", async (event) => {
-      event.preventDefault();
-      place.classList.remove("athanor-over");
-      const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-      const folder = entries.find((entry) => entry.isDirectory);
-      const files = entries.length ? (await Promise.all(entries.map(filesOf))).flat() : [...event.dataTransfer.files];
-      upload(files, folder && folder.name);
-    });
+    const place = athanor.dropPlace(t("Drop pictures here, or a folder of them with captions, or click to choose. They are copied."), t("Choose pictures"),
+      "image/*,.txt,.caption", true, upload);
+    parts.dropSaid = place.querySelector("span");
     return h("div", { class: "athanor-dropping" }, place, h("label", { class: "athanor-inline" }, t("into the folder"), parts.into));
   }
 
-  async function filesOf(entry) {
-    if (entry.isFile) return [await new Promise((take, refuse) => entry.file(take, refuse))];
-    const reader = entry.createReader(), found = [];
-    for (;;) { // a reader gives at most a hundred at a time
-      const some = await new Promise((take, refuse) => reader.readEntries(take, refuse));
-      if (!some.length) break;
-      found.push(...some);
-    }
-    return (await Promise.all(found.filter((each) => !each.name.startsWith(".")).map(filesOf))).flat();
-  }
-
-  /** Copies files into a folder of their own, three at a time; pictures before captions, so that names stay together. */
-  async function upload(files, folder) {
+  async function upload(files, dropped) {
     const ours = state.view && state.view.ours ? state.view.folder.split(/[\\/]/).filter(Boolean).pop() : "";
-    const into = parts.into.value.trim() || folder || ours || t("my pictures");
-    const wanted = files.filter((file) => /^image\//.test(file.type) || /\.(txt|caption|png|jpe?g|webp|bmp|gif|tiff?|avif|jfif)$/i.test(file.name));
-    const queue = [...wanted].sort((one, other) => /\.(txt|caption)$/i.test(one.name) - /\.(txt|caption)$/i.test(other.name));
-    const refused = [];
-    let done = 0, last = "";
-    const said = parts.dropSaid.textContent;
-    async function work() {
-      while (queue.length) {
-        const file = queue.shift();
-        try {
-          last = (await athanor.api(`data/upload?${new URLSearchParams({ folder: into, name: file.name })}`, file, true)).folder;
-        } catch (error) {
-          refused.push(...(error.problems || [String(error)]));
-        }
-        parts.dropSaid.textContent = t("Copying {0} of {1} …", ++done, wanted.length);
-      }
-    }
-    await Promise.all([work(), work(), work()]);
-    parts.dropSaid.textContent = said;
-    if (last) {
-      await open(last);
+    const into = parts.into.value.trim() || dropped || ours || t("my pictures"), rest = parts.dropSaid.textContent;
+    const { folder, refused } = await athanor.copyFiles(files, into, (text) => { parts.dropSaid.textContent = text; });
+    parts.dropSaid.textContent = rest;
+    if (folder) {
+      await open(folder);
       listFolders();
     }
-    if (!wanted.length) refused.push(t("No picture was among what was dropped."));
     athanor.fill(parts.said, athanor.problems(refused.slice(0, 8)), refused.length > 8 ? h("p", {}, t("and {0} more", refused.length - 8)) : "");
   }
-  data.upload = upload;
 
   athanor.screens.data = { build, shown };
   athanor.openFolder = (folder) => { athanor.show("data"); open(folder); };

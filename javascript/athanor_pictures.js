@@ -5,7 +5,7 @@
   const t = (...words) => athanor.t(...words);
   const SHOWN = 8;
 
-  /** A place for files, by dropping or by choosing. */
+  /** A place for files, by dropping or by choosing; `take` gets the files, and the name of a folder that was dropped. */
   athanor.dropPlace = function (text, label, accept, multiple, take) {
     const h = athanor.h;
     const input = h("input", { type: "file", accept, multiple, class: "athanor-file", "aria-label": label,
@@ -13,13 +13,52 @@
     const place = h("label", { class: "athanor-drop" }, input, h("span", {}, text));
     place.addEventListener("dragover", (event) => { event.preventDefault(); place.classList.add("athanor-over"); });
     place.addEventListener("dragleave", () => place.classList.remove("athanor-over"));
-    place.addEventListener("drop", (event) => {
+    place.addEventListener("drop", async (event) => {
       event.preventDefault();
       event.stopPropagation();
       place.classList.remove("athanor-over");
-      take([...event.dataTransfer.files]);
+      const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+      const folder = entries.find((entry) => entry.isDirectory);
+      if (!folder) take([...event.dataTransfer.files]);
+      else take((await Promise.all(entries.map(filesOf))).flat(), folder.name);
     });
     return place;
+  };
+
+  /** The files of something dropped, with those of every folder inside. */
+  async function filesOf(entry) {
+    if (entry.isFile) return [await new Promise((give, refuse) => entry.file(give, refuse))];
+    const reader = entry.createReader(), found = [];
+    for (;;) { // a reader gives at most a hundred at a time
+      const some = await new Promise((give, refuse) => reader.readEntries(give, refuse));
+      if (!some.length) break;
+      found.push(...some);
+    }
+    return (await Promise.all(found.filter((each) => !each.name.startsWith(".")).map(filesOf))).flat();
+  }
+
+  const isCaption = (file) => /\.(txt|caption)$/i.test(file.name);
+  const isWanted = (file) => isCaption(file) || /^image\//.test(file.type) || /\.(png|jpe?g|webp|bmp|gif|tiff?|avif|jfif)$/i.test(file.name);
+
+  /** Copies pictures and captions into a folder of their own, three at a time; `tell` shows how far it is. Gives that
+   * folder's path, and the sentences about what was refused. */
+  athanor.copyFiles = async function (files, into, tell) {
+    const wanted = files.filter(isWanted), refused = wanted.length ? [] : [t("No picture was among what was dropped.")];
+    const queue = [...wanted].sort((one, other) => isCaption(one) - isCaption(other)); // a caption never comes alone
+    let done = 0, folder = "";
+    async function work() {
+      while (queue.length) {
+        const file = queue.shift();
+        try {
+          folder = (await athanor.api(`data/upload?${new URLSearchParams({ folder: into, name: file.name })}`, file, true)).folder;
+        } catch (error) {
+          refused.push(...(error.problems || [String(error)]));
+        }
+        tell(t("Copying {0} of {1} …", ++done, wanted.length));
+      }
+    }
+    await Promise.all([work(), work(), work()]);
+    return { folder, refused };
   };
 
   athanor.picturePlace = function (form, changed) {
@@ -27,22 +66,13 @@
     const place = athanor.dropPlace(rest, t("Choose pictures"), "image/*,.txt,.caption", true, upload);
     const said = place.querySelector("span");
 
-    async function upload(files) {
+    async function upload(files, dropped) {
       const { parts } = form;
-      const folder = parts.name.value.trim() || parts.trigger.value.trim() || "pictures";
-      let done = 0, last = null;
-      const refused = [];
-      for (const file of files) {
-        said.textContent = t("Copying {0} of {1} …", ++done, files.length);
-        try {
-          last = await athanor.api(`data/upload?${new URLSearchParams({ folder, name: file.name })}`, file, true);
-        } catch (error) {
-          refused.push(...error.problems);
-        }
-      }
+      const into = parts.name.value.trim() || parts.trigger.value.trim() || dropped || "pictures";
+      const { folder, refused } = await athanor.copyFiles(files, into, (text) => { said.textContent = text; });
       said.textContent = rest;
       if (refused.length) athanor.say(...refused.slice(0, 4));
-      if (last) { parts.data.value = last.folder; await changed(); }
+      if (folder) { parts.data.value = folder; await changed(); }
     }
     return place;
   };

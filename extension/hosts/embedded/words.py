@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 
 from extension.tokens import Tokenize, tokenizer_of
 from trainers.bases.tokenizer import clip_tokenizer
 
+_making = threading.Lock()
 
-@cache
+
 def clip_tokens() -> Tokenize | None:
     """How the text encoders of SD1 split a text."""
+    with _making:  # two requests at once would both import transformers, and one of them find half of it
+        return _made()
+
+
+@cache
+def _made() -> Tokenize | None:
     return tokenizer_of(clip_tokenizer())
