@@ -109,6 +109,10 @@ def attach_problem(job: Mapping[str, Any], holding: Holding) -> str:
         return "DreamBooth changes the model's own weights, so it trains a copy"
     if not same_file(holding.checkpoint, str(job.get("base", ""))):
         return "the WebUI has another model loaded"
+    if str(job.get("kind") or "lora") != "lora" and holding.device != "cpu":
+        return f"adapters of the kind {job['kind']} are formed from the base's weights, in another number format"
+    if job.get("class_prompt") and holding.device != "cpu":
+        return "pictures of the class are drawn first, with a copy"
     if job.get("base_dtype") == "fp8":
         return "base_dtype asks for a base in 8 bits, which the WebUI's is not"
     return holding.problem

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import nn
 
 from trainers.bases.detect import BaseInfo
 from trainers.bases.live import CannotAttach, LiveBase, live_base, read_description
-from trainers.engine.frozen import freeze_module_weights
+from trainers.engine.frozen import freeze_module_weights, thaw
+from trainers.formats.families import FAMILIES
 from trainers.formats.live_tensors import FILE_NAME
 
 LEASE_FILE, PROCESS_FILE = "lease.json", "process.json"
@@ -76,8 +78,11 @@ class HostGone(Exception):
     """The WebUI whose memory the base lies in has ended."""
 
 
-def attach(run: Path, lease: Lease, info: BaseInfo) -> LiveBase:
+def attach(run: Path, lease: Lease, info: BaseInfo, only: torch.dtype | None) -> LiveBase:
     """The base over the WebUI's tensors.
+
+    Args:
+        only: the number format that the UNet and the text encoders must have; None takes any.
 
     Raises:
         CannotAttach: one clause on why not; the base's file serves instead.
@@ -85,6 +90,10 @@ def attach(run: Path, lease: Lease, info: BaseInfo) -> LiveBase:
     if not is_alive(lease.host):
         raise CannotAttach("the WebUI has ended")
     live = live_base(read_description(run / FILE_NAME), info)
+    others = {live.component_dtype(name) for name in FAMILIES[info.family].components} - {only}
+    if only is not None and others:
+        found = str(others.pop()).removeprefix("torch.")
+        raise CannotAttach(f"this kind of adapter computes with the base's own weights, and the WebUI's are {found}")
     try:
         live.info.components["unet"].load(None, None)
     except (RuntimeError, OSError) as error:
@@ -119,17 +128,32 @@ def _recast_embedding(module: nn.Embedding, dtype: torch.dtype) -> None:
 
 
 def compute_over(module: nn.Module, dtype: torch.dtype) -> None:
-    """Has a module compute in `dtype` over weights that stay the format they have.
+    """Has a module compute in `dtype` over frozen weights that stay the format they have.
 
     Large weights are recast when they are used, forward and backward; norms and biases, which are small, get copies.
     Does nothing where everything has that format already.
     """
-    if all(parameter.dtype == dtype for parameter in module.parameters()):
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    if all(parameter.dtype == dtype for parameter in frozen):
         return
     freeze_module_weights(module, None, dtype)
     for layer in module.modules():
-        if isinstance(layer, nn.Embedding) and layer.weight.dtype != dtype:
+        is_table = isinstance(layer, nn.Embedding) and layer.weight.dtype != dtype
+        if is_table and not getattr(layer, "recasts_rows", False):
+            layer.recasts_rows = True
             _recast_embedding(layer, dtype)
         for name, parameter in list(layer.named_parameters(recurse=False)):
-            if parameter.ndim < 2 and parameter.dtype != dtype:
+            if parameter.ndim < 2 and parameter.dtype != dtype and not parameter.requires_grad:
                 setattr(layer, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+
+
+@contextmanager
+def open_for_adapters(base: Any, dtype: torch.dtype) -> Iterator[None]:
+    """While adapters are put into a base whose weights have another format than `dtype`, its layers are ordinary ones:
+    PEFT makes an adapter of the layer's own class."""
+    modules = [module for module in (base.unet, *base.text_encoders) if module is not None]
+    for module in modules:
+        thaw(module)
+    yield
+    for module in modules:
+        compute_over(module, dtype)

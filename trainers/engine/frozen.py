@@ -196,6 +196,13 @@ def _own_small_inference_tensors(module: nn.Module) -> None:
                 setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
+def thaw(module: nn.Module) -> None:
+    """Makes stored-weight layers without a scale ordinary ones again, in place, for code that asks for their class."""
+    for layer in module.modules():
+        if isinstance(layer, _Frozen) and layer.weight_scale is None:
+            layer.__class__ = next(plain for plain, frozen in _FROZEN.items() if frozen is type(layer))
+
+
 def freeze_module_weights(
     module: nn.Module,
     storage_dtype: torch.dtype | None,

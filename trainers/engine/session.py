@@ -219,12 +219,16 @@ def _make_conditioner(job: Job, models: Models, texts: set[str], cache: Path, re
     return conditioner
 
 
-def _attached_base(folder: RunFolder, lease: Lease, info: BaseInfo, note: Callable[[str], None]) -> LiveBase | None:
+def _attached_base(
+    folder: RunFolder, lease: Lease, job: Job, info: BaseInfo, device: torch.device, note: Callable[[str], None]
+) -> LiveBase | None:
     """The base over the WebUI's tensors where that was agreed; None, and a note, where it turns out not to work."""
     if lease.mode != attached.ATTACH:
         return None
+    # Other kinds than LoRA form their weights from the base's, as it is.
+    only = None if job.get("kind", "lora") == "lora" else precision.resolve(job.precision, device)
     try:
-        return attached.attach(folder.path, lease, info)
+        return attached.attach(folder.path, lease, info, only)
     except CannotAttach as reason:
         note(f"The base is loaded from its file, because {reason}.")
         return None
@@ -257,7 +261,7 @@ def open_session(
         events.emit("note", text=text)
         say(text)
 
-    live = _attached_base(folder, lease, info, note)
+    live = _attached_base(folder, lease, job, info, device, note)
     plan = make_plan(job, info, device, attached=live is not None)
     dtype = plan.compute_dtype
     if world.is_main:
@@ -298,7 +302,8 @@ def open_session(
         models.need_text()
     if live is not None:
         _tell_attached(events, live, before)
-    trainable = setup_for(job.method)(models.base, job)
+    with attached.open_for_adapters(models.base, dtype) if live is not None else nullcontext():
+        trainable = setup_for(job.method)(models.base, job)
     plan.apply(models.base)
     groups = trainable.param_groups()
     fused = bool(job.get("fused_backward"))
