@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     demo = commands.add_parser("demo", help="train a LoRA on the bundled pictures and draw a before/after picture")
     demo.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "demo", help="folder to write to (demo)")
+    demo.add_argument("--method", metavar="NAME", default="lora", help="what to demonstrate, such as textual_inversion")
     serve = commands.add_parser("serve", help="start a small WebUI of our own", add_help=False)
     serve.add_argument("options", nargs=argparse.REMAINDER, help="--port, --base, --data-dir, …; serve --help")
     test = commands.add_parser("test", help="run ruff, the import contracts and the tests")
@@ -82,7 +83,9 @@ def _demo(options: argparse.Namespace, _rest: list[str]) -> int:
     out = options.out.expanduser().absolute()
     python = Environment().ensure()
     return subprocess.call(
-        [python, "-m", "trainers.demo", "--out", str(out)], cwd=ROOT, env=clean_environment({"HF_HUB_OFFLINE": "1"})
+        [python, "-m", "trainers.demo", "--out", str(out), "--method", options.method],
+        cwd=ROOT,
+        env=clean_environment({"HF_HUB_OFFLINE": "1"}),
     )
 
 

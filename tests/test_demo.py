@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from trainers import spec
 from trainers.demo import picture, run
 from trainers.errors import InputError
 from trainers.events import EventLog
 
 FIELDS = (
     "seconds", "seconds_total", "validation_loss_base", "validation_loss_trained", "prior_loss_base",
-    "prior_loss_trained", "steps", "lora",
+    "prior_loss_trained", "steps", "result",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def test_the_figures_come_from_the_runs_last_events(tmp_path):
     figures = run.measured(tmp_path)
     assert figures["seconds"] == 3.0 and figures["steps"] == 2
     assert figures["validation_loss_trained"] == 0.2 and figures["prior_loss_trained"] == 0.11
-    assert figures["lora"] == str(tmp_path / "x.safetensors")
+    assert figures["result"] == str(tmp_path / "x.safetensors")
 
 
 def test_the_page_shows_every_picture_where_it_belongs():
@@ -78,6 +79,20 @@ def test_wrapping_keeps_every_word_and_long_words_whole():
     lines = picture.wrap(draw, text, font, 120)
     assert " ".join(lines) == text
     assert all(draw.textlength(line, font=font) <= 120 or " " not in line for line in lines)
+
+
+@pytest.mark.parametrize("method", sorted(run.RESULTS))
+def test_every_method_has_a_task_whose_job_is_fine(method, tmp_path):
+    task = run.task_for(method)
+    job = spec.parse(task.job(tmp_path))
+    assert job.method == method and bool(job.regularisation_data) == (method != "textual_inversion")
+
+
+def test_other_methods_are_answered_in_a_sentence(tmp_path, capsys):
+    assert run.main(["--out", str(tmp_path), "--method", "textual-inversion"]) == 2
+    assert 'did you mean "textual_inversion"' in capsys.readouterr().err.lower()
+    assert run.main(["--out", str(tmp_path), "--method", "aesthetic_gradient"]) == 2
+    assert "--clip-model" in capsys.readouterr().err
 
 
 def test_a_missing_base_is_named(tmp_path):
@@ -123,7 +138,7 @@ def test_a_whole_demonstration(tiny_base, tmp_path, monkeypatch):
     run.demonstrate(out, run.Task(tiny_base("sd1"), few, few / "other", 2, str(tmp_path / "short.yaml")))
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert set(FIELDS) <= set(report)
-    assert report["steps"] == 2 and Path(report["lora"]).is_file()
+    assert report["steps"] == 2 and Path(report["result"]).is_file()
     assert report["seconds_total"] > report["seconds"] > 0
     with Image.open(out / "before-after.png") as page:
         assert page.width > 700

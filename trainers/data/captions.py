@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from trainers.data.encodings import UnreadableText, read_text
 from trainers.data.picture import Picture
+from trainers.encodings import UnreadableText, read_text
 from trainers.errors import InputError
 from trainers.options import concepts_of
 from trainers.rng import python_random

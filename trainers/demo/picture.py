@@ -69,8 +69,8 @@ def _row(page: Image.Image, draw: ImageDraw.ImageDraw, top: int, row: Row, colum
             page.paste(shown, (left + number * (TILE + GAP), top))
 
 
-def compose(title: str, subtitle: str, groups: Sequence[Group], footnote: str) -> Image.Image:
-    """The whole page. Every row must have the same number of seeds."""
+def compose(title: str, subtitle: str, groups: Sequence[Group], footnote: str, result: str = "LoRA") -> Image.Image:
+    """The whole page. Every row must have the same number of seeds; `result` is what the right column has."""
     seeds = max(len(row.seeds) for group in groups for row in group.rows)
     block = seeds * (TILE + GAP) - GAP
     columns = (MARGIN + LABEL_WIDTH, MARGIN + LABEL_WIDTH + block + COLUMN_GAP)
@@ -79,7 +79,7 @@ def compose(title: str, subtitle: str, groups: Sequence[Group], footnote: str) -
     draw = ImageDraw.Draw(page)
     y = _paragraph(draw, (MARGIN, MARGIN), title, 30, width - 2 * MARGIN, INK) + 4
     y = _paragraph(draw, (MARGIN, y), subtitle, 17, width - 2 * MARGIN, SOFT) + 22
-    for left, text in zip(columns, ("without the LoRA", "with the LoRA"), strict=True):
+    for left, text in zip(columns, (f"without the {result}", f"with the {result}"), strict=True):
         draw.text((left, y), text, font=_font(20), fill=INK)
     y += 34
     for group in groups:

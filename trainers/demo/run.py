@@ -4,19 +4,21 @@ reports what was measured."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainers.errors import InputError
+from trainers.errors import InputError, did_you_mean
 from trainers.events import read_events
+from trainers.options import fields_for
 from trainers.presets import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,21 +45,65 @@ class Task:
     unrelated: Path = ROOT / "assets" / "pictures" / "unrelated"
     known: int = 160
     preset: str = "demo"
+    method: str = "lora"
+
+    @property
+    def result(self) -> str:
+        """What comes out, in the middle of a sentence."""
+        return RESULTS[self.method]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether known drawings are shown in turn with the new thing: a word of its own changes nothing else."""
+        return self.method != "textual_inversion"
 
     def job(self, out: Path) -> dict[str, Any]:
         """The raw options of the training job."""
         return {
             **load_preset(self.preset),
-            "verdict": False,  # before and after is its own picture
+            **({"regularisation_data": str(out / "known")} if self.keeps else {}),
+            **({"verdict": False} if has_option(self.method, "verdict") else {}),  # before and after is its picture
             "name": NAME,
             "comment": "made by `python install.py demo`",
             "base": str(self.base),
             "data": str(self.pictures / "train"),
             "validation_data": str(self.pictures / "held-out"),
-            "regularisation_data": str(out / "known"),
             "prior_data": str(self.unrelated),
             "cache_dir": str(out / "cache"),
         }
+
+
+def has_option(method: str, name: str) -> bool:
+    """Whether a method has an option."""
+    return name in (option.name for option in fields_for(method))
+
+
+RESULTS = {
+    "lora": "LoRA",
+    "textual_inversion": "embedding",
+    "pivotal": "LoRA and its word",
+    "dreambooth": "taught model",
+    "hypernetwork": "hypernetwork",
+}
+"""The methods that have a demonstration, and what each makes."""
+
+
+def task_for(method: str) -> Task:
+    """The demonstration of a method.
+
+    Raises:
+        InputError: it has none.
+    """
+    if method == "aesthetic_gradient":
+        raise InputError(
+            "--method aesthetic_gradient: it needs a CLIP model, which the embedded base does not have; take your own "
+            "with `python -m trainers aesthetic_gradient --clip-model FOLDER --data FOLDER --name NAME`."
+        )
+    if method not in RESULTS:
+        raise InputError(f"--method: {method!r} is not one of {', '.join(RESULTS)}." + did_you_mean(method, RESULTS))
+    if method == "lora":
+        return Task()
+    return Task(preset=str(ROOT / "presets" / "demo" / f"{method}.yaml"), method=method)
 
 
 def _run_folder(out: Path) -> Path:
@@ -76,7 +122,8 @@ def train(task: Task, out: Path) -> Path:
     from assets.recipe.known import write_known
 
     # Drawings of what the base knows, shown in turn with the new thing: without them a small model forgets at once.
-    write_known(out / "known", task.known)
+    if task.keeps:
+        write_known(out / "known", task.known)
     job = out / "job.yaml"
     job.write_text(yaml.safe_dump(task.job(out), allow_unicode=True, sort_keys=False), encoding="utf-8")
     run = _run_folder(out)
@@ -99,7 +146,7 @@ def measured(run: Path) -> dict[str, Any]:
         "validation_loss_trained": validation["loss"],
         "prior_loss_base": validation["prior_base_loss"],
         "prior_loss_trained": validation["prior_loss"],
-        "lora": str(run / done["path"]),
+        "result": str(run / done["path"]),
     }
 
 
@@ -137,16 +184,37 @@ def draw_all(base, prompts: Sequence[str], size: int) -> list[list[Any]]:
     return [draw(base, encode, [prompt] * len(SEEDS), SEEDS, size=(size, size), **DRAWING) for prompt in prompts]
 
 
-def before_and_after(task: Task, lora: Path, size: int) -> dict[str, tuple[list[Any], list[Any]]]:
-    """Prompt -> (pictures without, pictures with the LoRA), drawn with the same seeds."""
+@contextlib.contextmanager
+def taught(task: Task, base, result: Path) -> Iterator[Any]:
+    """The base with the result in it, or the model that came out. The base may be changed by it."""
+    from trainers.bases.loader import load_base
+    from trainers.engine.runfolder import RunFolder
+    from trainers.engine.session import check_base
+    from trainers.methods import setup_for
+
+    if task.method == "lora":
+        if put_in(base, result) == 0:
+            raise RuntimeError(f"{result} holds no LoRA layers.")
+        yield base
+    elif task.method == "dreambooth":
+        yield load_base(result)
+    else:
+        job, _ = check_base(RunFolder(result.parent).read_job())
+        trainable = setup_for(task.method)(base, job)
+        trainable.start_from(result)
+        with trainable.at_rest():
+            yield base
+
+
+def before_and_after(task: Task, result: Path, size: int) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Prompt -> (pictures without, pictures with the result), drawn with the same seeds."""
     from trainers.bases.loader import load_base
 
     base = load_base(task.base)
     prompts = (*TAUGHT, *KEPT)
     before = draw_all(base, prompts, size)
-    if put_in(base, lora) == 0:
-        raise RuntimeError(f"{lora} holds no LoRA layers.")
-    after = draw_all(base, prompts, size)
+    with taught(task, base, result) as changed:
+        after = draw_all(changed, prompts, size)
     return {prompt: (b, a) for prompt, b, a in zip(prompts, before, after, strict=True)}
 
 
@@ -175,11 +243,12 @@ def make_picture(task: Task, report: dict[str, Any], drawn: dict[str, tuple[list
 
     count = len(list((task.pictures / "train").glob("*.png")))
     return compose(
-        "Before and after one LoRA",
-        f"The embedded base had never seen a football; the LoRA was taught one from {count} pictures, in "
+        f"Before and after: {task.result}",
+        f"The embedded base had never seen a football; the {task.result} was taught one from {count} pictures, in "
         f"{report['steps']} steps and {report['seconds']:.0f} seconds. Left and right: the same prompt and seed.",
         [group("what was taught", TAUGHT), group("what was known before", KEPT)],
         verdict(report),
+        result=task.result,
     )
 
 
@@ -196,8 +265,8 @@ def demonstrate(out: Path, task: Task | None = None) -> dict[str, Any]:
     print(f"Teaching the embedded base a football from {task.pictures / 'train'}", flush=True)
     run = train(task, out)
     report = measured(run)
-    print("Drawing the same prompts and seeds without and with the LoRA ...", flush=True)
-    drawn = before_and_after(task, Path(report["lora"]), size=load_preset(task.preset)["resolution"])
+    print(f"Drawing the same prompts and seeds without and with the {task.result} ...", flush=True)
+    drawn = before_and_after(task, Path(report["result"]), size=load_preset(task.preset)["resolution"])
     picture = out / "before-after.png"
     make_picture(task, report, drawn).save(picture)
     report["picture"] = str(picture)
@@ -210,9 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the training or drawing failed, 2 something is missing."""
     parser = argparse.ArgumentParser(prog="python -m trainers.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="DIR")
+    parser.add_argument("--method", default="lora", metavar="NAME", help=f"one of {', '.join(RESULTS)}")
     options = parser.parse_args(arguments)
     try:
-        report = demonstrate(options.out)
+        task = task_for(options.method)
+        report = demonstrate(options.out, task)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -227,5 +298,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(verdict(report))
     print(f"Before and after: {report['picture']}")
-    print(f"The LoRA: {report['lora']}")
+    print(f"The {task.result}: {report['result']}")
     return 0

@@ -65,7 +65,7 @@ class Networks:
             if side is not None:
                 self._place(layer, side, device)
         if job.init_from:
-            self._start_from(Path(job.init_from))
+            self.start_from(Path(job.init_from))
 
     def _place(self, layer: nn.Module, side: int, device: torch.device) -> None:
         width = layer.in_features
@@ -127,7 +127,8 @@ class Networks:
         )  # fmt: skip
         hypernetworks.save(path, network, DTYPES[self.job.save_dtype])
 
-    def _start_from(self, path: Path) -> None:
+    def start_from(self, path: Path) -> None:
+        """Take the weights of an existing hypernetwork of the same structure."""
         found = hypernetworks.read(path)
         for width, pair in self.pairs.items():
             try:
