@@ -90,6 +90,13 @@
     return (said[best.reason] || said.last)() + kept;
   }
 
+  /** A sheet that nearly fits is made to; of a wider one the best file's pictures are shown first. */
+  function showBest(image, verdict) {
+    const frame = image.closest(".athanor-sheet"), columns = verdict.steps.length * verdict.weights.length + 2;
+    if (image.naturalWidth <= 2 * frame.clientWidth) image.style.maxWidth = "100%";
+    else frame.scrollLeft = (image.naturalWidth * (2 + verdict.steps.indexOf(verdict.step) * verdict.weights.length)) / columns - frame.clientWidth / 2;
+  }
+
   function inTheWebUI(run) {
     const h = athanor.h, place = run.published;
     if (!place) return run.state === "done" && run.wants_publishing ? h("p", { class: "athanor-quiet" }, t("It is being put where the WebUI looks.")) : "";
@@ -104,8 +111,8 @@
     if (!run.best) return "";
     const address = athanor.url(`jobs/${encodeURIComponent(run.id)}/sheet`) + `?${run.verdict ? run.verdict.time : ""}`;
     const picture = run.verdict ? h("div", { class: "athanor-sheet", tabindex: 0, role: "group", "aria-label": t("Verdict sheet") },
-      h("img", { src: address, alt: t("Before and after: {0}, each at steps {1} and strengths {2}", run.verdict.prompts.join("; "),
-        run.verdict.steps.join(", "), run.verdict.weights.join(", ")) })) : "";
+      h("a", { href: address, target: "_blank", title: t("Open it at full size") }, h("img", { src: address, onload: (event) => showBest(event.target, run.verdict),
+        alt: t("Before and after: {0}, each at steps {1} and strengths {2}", run.verdict.prompts.join("; "), run.verdict.steps.join(", "), run.verdict.weights.join(", ")) }))) : "";
     return h("section", { class: "athanor-box athanor-verdict" }, h("h4", {}, t("Verdict")), h("p", {}, bestSentence(run)), inTheWebUI(run),
       h("div", { class: "athanor-buttons" },
         h("button", { type: "button", class: "athanor-primary", title: t("Puts the best file where the WebUI looks, and its tag and trigger word into the prompt."),
