@@ -23,15 +23,26 @@ def opened(playwright: Any, browser: str, address: str, **wishes: Any) -> Iterat
         page = running.new_page(**wishes)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda said: page.errors.append(_told(said)) if said.type == "error" else None)
+        page.on("console", lambda said: page.errors.append(_told(said)) if _is_error(said, address) else None)
         page.set_default_timeout(90_000)
         page.goto(address, wait_until="domcontentloaded")
         yield page
         running.close()
 
 
+def _is_error(said: Any, address: str) -> bool:
+    """Whether the console says that something of this page went wrong; what older gradios fetch elsewhere is theirs."""
+    addresses = re.findall(r"https?://([^/\s)]+)", f"{said.text} {said.location.get('url', '')}")
+    return said.type == "error" and all(each == address.split("/")[2] for each in addresses)
+
+
 def _told(said: Any) -> str:
     return f"{said.text} ({said.location.get('url', '')})"
+
+
+def open_tab(page: Any, name: str) -> None:
+    """Shows a tab of the WebUI; gradio 3 makes buttons of them."""
+    page.get_by_role("tab", name=name, exact=True).or_(page.get_by_role("button", name=name, exact=True)).first.click()
 
 
 def train_from_the_form(

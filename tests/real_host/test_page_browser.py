@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from a1111_fixtures import FLAGS as A1111_FLAGS
-from page_steps import PROMPT, opened, train_from_the_form, use_in_prompt, wait_until_done
+from page_steps import PROMPT, open_tab, opened, train_from_the_form, use_in_prompt, wait_until_done
 from server import Server
 from test_forge import BASE as FORGE_BASE
 from test_forge import FLAGS as FORGE_FLAGS
@@ -80,10 +80,6 @@ def _shot(request, page, kind, name) -> None:
         page.screenshot(path=str(Path(folder) / f"tab-{kind}-{name}.png"))
 
 
-def _open(page, name) -> None:
-    page.get_by_role("tab", name=name, exact=True).or_(page.get_by_role("button", name=name, exact=True)).first.click()
-
-
 def _set(page, option, value) -> None:
     tab = page.locator("#athanor")
     tab.get_by_label("Search", exact=True).fill(option)
@@ -95,7 +91,7 @@ def _set(page, option, value) -> None:
 def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui, kind_of_webui, request):
     kind, steps = kind_of_webui, STEPS[kind_of_webui]
     shown = "reforge" if kind == "forge" and not (webui / "backend").is_dir() else kind
-    _open(page, "Athanor")
+    open_tab(page, "Athanor")
     tab = page.locator("#athanor")
     page.wait_for_selector(".athanor-time:not(:empty)")
     tab.get_by_label("Name of the result", exact=True).fill(NAME)
@@ -118,7 +114,7 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
     _shot(request, page, shown, "runs")
     said = use_in_prompt(page)
     assert f"<lora:{NAME}" in said
-    _open(page, "txt2img")
+    open_tab(page, "txt2img")
     page.locator(PROMPT).first.wait_for()
     for name, value in (("width", "64"), ("height", "64"), ("steps", "2" if kind == "forge" else "12")):
         field = page.locator(f"#txt2img_{name} input[type=number]")
@@ -127,7 +123,7 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
     page.locator("#txt2img_generate").click()
     page.locator("#html_info_txt2img", has_text="Lora hashes").first.wait_for()
     _shot(request, page, shown, "drawn")
-    _open(page, "Athanor")
+    open_tab(page, "Athanor")
     tab.get_by_role("tab", name="Library", exact=True).click()
     tab.get_by_text(NAME).first.wait_for()
     _shot(request, page, shown, "library")

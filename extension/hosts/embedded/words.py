@@ -12,11 +12,14 @@ _making = threading.Lock()
 
 
 def clip_tokens() -> Tokenize | None:
-    """How the text encoders of SD1 split a text."""
+    """How the text encoders of SD1 split a text; None where transformers is not usable."""
     with _making:  # two requests at once would both import transformers, and one of them find half of it
         return _made()
 
 
 @cache
 def _made() -> Tokenize | None:
-    return tokenizer_of(clip_tokenizer())
+    try:
+        return tokenizer_of(clip_tokenizer())
+    except ImportError:
+        return None
