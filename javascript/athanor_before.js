@@ -51,7 +51,8 @@
   };
 
   function folderText(facts) {
-    return facts.folders.map((folder, index) => counted(folder.pictures, folder.captioned) + (index ? ` (${t(folder.purpose)})` : "")).join("; ");
+    return facts.folders.map((folder, index) => counted(folder.pictures, folder.captioned) + (index ? ` (${t(folder.purpose)})` : "")).join("; ")
+      + (facts.held_out ? "; " + t("{0} of them held out for measuring", facts.held_out) : "");
   }
 
   /** An answer was changed: what was found belongs to another job. */

@@ -20,6 +20,7 @@ from trainers import checks, snapshot
 from trainers.bases.detect import BaseInfo, inspect_vae
 from trainers.checks import Finding
 from trainers.data.captions import template_lines
+from trainers.data.dataset import split_validation
 from trainers.data.survey import Survey, survey
 from trainers.display import Display
 from trainers.engine import optimizers, precision, runfolder, state
@@ -89,6 +90,7 @@ def facts(job: Job, plan: MemoryPlan, found: Survey, findings: list[Finding]) ->
         "steps_are_exact": bool(job.steps),
         "exposures": steps * per_step,
         "folders": found.facts(),
+        "held_out": held_out(job, found),
         "checks": [finding.as_dict() for finding in findings],
         "memory": {
             **memory,
@@ -97,6 +99,11 @@ def facts(job: Job, plan: MemoryPlan, found: Survey, findings: list[Finding]) ->
             "reasons": plan.reasons,
         },
     }
+
+
+def held_out(job: Job, found: Survey) -> int:
+    """How many of the pictures to train on will be held out for measuring."""
+    return 0 if job.validation_data else len(split_validation(found.scans["data"].pictures, job)[1])
 
 
 def check_files(job: Job, info: BaseInfo) -> None:
@@ -124,7 +131,9 @@ def check(job: Job, as_json: bool = False) -> int:
         print(json.dumps(facts(job, plan, found, findings), ensure_ascii=False, default=str))
         return DONE
     print(f"Base: {FAMILIES[info.family].title}, {job.prediction} prediction, {job.resolution} px.")
-    for line in [*found.lines(), *plan.lines()]:
+    aside = held_out(job, found)
+    told = [f"{aside} of them are held out for measuring."] if aside else []
+    for line in [*found.lines(), *told, *plan.lines()]:
         print(line)
     for finding in findings:
         print(finding.line())
