@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from extension.hosts import lease
-from extension.hosts.a1111_lease import tell_turns
+from extension.hosts.a1111_lease import A1111Lender, tell_turns
 from extension.jobs.lease import (
     ATTACH,
     HAND_OVER,
@@ -23,6 +24,7 @@ from extension.jobs.lease import (
     Holding,
     Leases,
     choose,
+    memory_when,
 )
 from extension.jobs.turns import DRAWING_FILE, Turns
 from trainers.engine.lock import is_locked
@@ -190,6 +192,30 @@ def test_weights_that_are_not_the_files_are_not_lent(tiny_base):
             tensor.add_(0.01)  # what an adapter that is merged does to one kind of layer
     with pytest.raises(CannotLend, match=r"attn2\.to_v"):
         lease.check_clean(components, "sd1", file, "")
+
+
+def test_weights_that_are_lent_are_not_written_over():
+    lender, model = A1111Lender(SimpleNamespace()), torch.nn.Linear(4, 4)
+    former = model.weight.detach().clone()
+    lender.before_writing(model)
+    shared = lease.Shared({"unet": ("ldm", {"weight": model.weight.detach()})})
+    lent, bias = model.weight.detach(), model.bias.data_ptr()
+    lender._shared.append(shared)
+    assert lender.is_lent and shared.holds(model.weight) and not shared.holds(model.bias)
+    lender.before_writing(model)
+    assert not shared.holds(model.weight) and torch.equal(model.weight, former) and model.bias.data_ptr() == bias
+    with torch.no_grad():
+        model.weight.zero_()
+    assert torch.equal(lent, former)
+
+
+def test_the_plan_is_told_for_the_way_that_is_taken(base):
+    plan = {"peak_bytes": 9, "free_bytes": 5, "fits": False, "items": {"base weights": 6}}
+    held = Holding(base, "cuda:0", 10)
+    assert memory_when(SIDE_BY_SIDE, held, plan) == plan
+    assert memory_when(ATTACH, held, plan)["peak_bytes"] == 3 and memory_when(ATTACH, held, plan)["fits"]
+    assert memory_when(HAND_OVER, held, plan)["free_bytes"] == 15 and memory_when(HAND_OVER, held, plan)["fits"]
+    assert not memory_when(HAND_OVER, replace(held, nbytes=1), plan)["fits"]
 
 
 # --- turns

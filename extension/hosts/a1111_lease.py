@@ -133,13 +133,10 @@ class A1111Lender:
     def before_writing(self, model: Any) -> None:
         """Other weights are about to be copied into the model's tensors: those that are lent stay with the trainers,
         and the host goes on in copies. Where there is no room for them, trainers save and stop first."""
-        if not self._shared:
-            return
-        written = [one for one in model.parameters() if any(shared.holds(one) for shared in self._shared)]
-        if not lease.has_room_for(written):
+        if any(not lease.has_room_for(shared) for shared in self._shared):
             self.let_go()
         with torch.no_grad():
-            for parameter in written:
+            for parameter in model.parameters() if self._shared else ():
                 if any(shared.holds(parameter) for shared in self._shared):
                     parameter.data = parameter.data.clone()
 

@@ -114,13 +114,9 @@ def export(components: Components, manifest: Path, about: Mapping[str, Any]) -> 
     return shared
 
 
-def has_room_for(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether a copy of each fits beside them where they lie; in the computer's memory that is taken for granted."""
-    on_cards: dict[torch.device, int] = {}
-    for tensor in tensors:
-        if tensor.device.type == "cuda":
-            on_cards[tensor.device] = on_cards.get(tensor.device, 0) + tensor.numel() * tensor.element_size()
-    return all(needed * _SPARE < torch.cuda.mem_get_info(device)[0] for device, needed in on_cards.items())
+def has_room_for(shared: Shared) -> bool:
+    """Whether another copy fits beside tensors on a card; in the computer's memory that is taken for granted."""
+    return shared.card is None or shared.nbytes * _SPARE < torch.cuda.mem_get_info(shared.card)[0]
 
 
 _COMPARED = 48

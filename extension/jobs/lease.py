@@ -10,7 +10,6 @@ trainer reads it, the page shows it. Knows no host: what a host can lend is aske
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from trainers.errors import InputError
 ATTACH, HAND_OVER, SIDE_BY_SIDE = "attach", "hand_over", "side_by_side"
 RECORD, MANIFEST = "lease.json", "host_tensors.json"
 _WORDS = {ATTACH: "attach", HAND_OVER: "hand the model over", SIDE_BY_SIDE: "train side by side"}
-_log = logging.getLogger(__name__)
+_ROOM = 0.92  # as the trainers' own plan
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,18 @@ def _beside_or_instead(problem: str, memory: Memory) -> Choice:
         return Choice(SIDE_BY_SIDE, f"{because} Both fit: {_gib(needed)} of {_gib(free)} that are free will be used.")
     room = "" if not needed or free is None else f" ({_gib(needed)} are needed and {_gib(free)} are free)"
     return Choice(HAND_OVER, f"{because} The WebUI makes room{room} and loads its model again afterwards.")
+
+
+def memory_when(mode: str, holding: Holding | None, memory: Mapping[str, Any]) -> dict[str, Any]:
+    """A memory plan that was made beside the host's model, for another way to share the device."""
+    plan = dict(memory)
+    if mode == ATTACH:
+        plan["peak_bytes"] = max(0, plan.get("peak_bytes", 0) - (plan.get("items") or {}).get("base weights", 0))
+    if mode == HAND_OVER and plan.get("free_bytes") is not None and holding is not None:
+        plan["free_bytes"] += holding.nbytes
+    if mode != SIDE_BY_SIDE and plan.get("free_bytes") is not None:
+        plan["fits"] = plan["peak_bytes"] <= plan["free_bytes"] * _ROOM
+    return plan
 
 
 def _gib(size: float | None) -> str:

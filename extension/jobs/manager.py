@@ -12,7 +12,7 @@ from typing import Any
 
 from extension.jobs import reasons, view
 from extension.jobs.environment import Environment
-from extension.jobs.lease import Leases, Lender
+from extension.jobs.lease import Leases, Lender, memory_when
 from extension.jobs.run_files import living_process
 from extension.jobs.store import Store
 from extension.jobs.supervisor import Supervisor
@@ -122,7 +122,10 @@ class Jobs:
         leases = self.supervisor.leases
         if leases is not None:
             device = self.store.device_of(str(values.get("device", "auto")))
-            found.facts["sharing"] = asdict(leases.foresee(values, device, found.facts.get("memory", {})))
+            choice = leases.foresee(values, device, found.facts.get("memory", {}))
+            found.facts["sharing"] = asdict(choice)
+            found.facts["memory"] = memory_when(choice.mode, leases.lender.holding(), found.facts.get("memory", {}))
+            _note_room(found.facts)
         return found
 
     # --- asking
@@ -187,3 +190,10 @@ class Jobs:
     def is_at_work(self, run_id: str) -> bool:
         """Whether a process works on a run."""
         return living_process(self.store.find(run_id)) is not None
+
+
+def _note_room(facts: dict[str, Any]) -> None:
+    """The finding about the memory was made beside the host's model; it is no warning where there will be room."""
+    for finding in facts.get("checks", []):
+        if finding["id"] == "memory" and finding["severity"] != "ok" and facts["memory"].get("fits"):
+            finding.update(severity="ok", text="The memory plan fits, shared in this way.", what_to_do="")

@@ -75,6 +75,12 @@ class Shared:
             self.nbytes += storage.nbytes()
         return known[0]
 
+    @property
+    def card(self) -> torch.device | None:
+        """The graphics card that they lie on; None in the computer's memory."""
+        devices = (storage.device for _, storage in self._storages.values())
+        return next((device for device in devices if device.type == "cuda"), None)
+
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in one of the storages that were given away."""
         return tensor.untyped_storage()._cdata in self._storages
