@@ -19,13 +19,14 @@ _FOLDERS = "import sysconfig; print(sysconfig.get_path('purelib')); print(syscon
 def packages(python: str) -> dict[str, str]:
     """Every file of a Python's packages and programs with its SHA-256, and what `pip freeze` says.
 
-    Byte code is left out: Python itself writes it whenever a module is imported for the first time.
+    Byte code is left out: Python itself writes it whenever a module is imported for the first time. So is the file in
+    which gradio counts how often it was started.
     """
     folders = subprocess.run([python, "-c", _FOLDERS], capture_output=True, text=True, check=True).stdout.split("\n")
     found = {}
     for folder in filter(None, folders):
         for path in sorted(Path(folder).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and path.suffix != ".pyc" and path.name != "launches.json":
                 with open(path, "rb") as file:
                     found[str(path)] = _digest(file)
     frozen = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
