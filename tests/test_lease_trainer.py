@@ -23,6 +23,7 @@ from extension.jobs.lease import MANIFEST, RECORD
 from extension.jobs.processes import Identity
 from trainers import running, spec
 from trainers.engine import attached
+from trainers.engine import loop as loops
 from trainers.formats.live_tensors import Shared
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared on Linux only")
@@ -149,6 +150,29 @@ def test_a_cuda_trainer_whose_host_ends_saves_and_stops(tiny_base, tmp_path, mon
     state = (run / "state" / "current").read_text().strip()
     assert int(state) == last["step"] == events_of(run, "step")[-1]["step"]
     assert attached.is_alive((host.pid, "")) is False
+
+
+def test_an_error_of_the_card_after_the_host_ended_is_no_failure(tiny_base, tmp_path, monkeypatch):
+    run, base = tmp_path / "run", tiny_base("sd1")
+    host = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    shared = lend(run, components_of("sd1"), host.pid)
+    real_base, real_step = attached.live_base, loops.micro_step
+    monkeypatch.setattr(attached, "live_base", lambda *given: _as_cuda(real_base(*given)))
+
+    def step(session, index):
+        if index == 3:
+            host.kill()
+            host.wait()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real_step(session, index)
+
+    monkeypatch.setattr(loops, "micro_step", step)
+    assert running.start(values(base, tmp_path, steps=8, state_every=2), run) == running.STOPPED
+    shared.release()
+    monkeypatch.undo()
+    assert events_of(run)[-1]["step"] == 3
+    assert running.resume(run) == running.DONE  # from the file: the host that lent its model is gone
+    assert events_of(run, "start")[-1]["resumed_from"] == 3 and len(events_of(run, "attached")) == 1
 
 
 def _as_cuda(live):

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,15 +378,32 @@ class Loop:
             self._snapshot(SNAPSHOT, soon_busy=False)
         return self._stop_is_waiting()
 
+    def _lost_its_base(self, error: Exception) -> bool:
+        """Saves and says so, where the WebUI has ended whose model is trained on; an error of CUDA may come of it
+        first, and then nothing can be saved any more beyond the last state."""
+        if self._check_host is None:
+            return False
+        if not isinstance(error, HostGone):
+            try:
+                self._check_host()
+            except HostGone:
+                pass
+            else:
+                return False
+        with suppress(RuntimeError):
+            self.save_state()
+        why = "The WebUI whose model was trained on has ended. Resume goes on, from the model's file if need be."
+        self.s.events.emit("stopped", step=state.newest_step(self.s.folder.states), why=why)
+        return True
+
     def run(self) -> str:
         """Train to the end: "done", or "stopped" when that was asked for, or when the WebUI ended whose model is
         trained on. Raises `Diverged`."""
         try:
             return self._run()
-        except HostGone:
-            self.save_state()
-            why = "The WebUI whose model was trained on has ended. Resume goes on, from the model's file if need be."
-            self.s.events.emit("stopped", step=self.counters.step, why=why)
+        except (HostGone, RuntimeError) as error:
+            if not self._lost_its_base(error):
+                raise
             return "stopped"
         finally:
             if self._tensorboard is not None:
