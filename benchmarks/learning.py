@@ -45,6 +45,9 @@ COMMON = {
     "steps": 150, "validate_every": 10, "validation_draws": 2,
 }  # fmt: skip
 
+# Drawings of what the base knows in half of each batch, held to what it predicts for them itself.
+HELD = {"regularisation_data": KNOWN, "prior_target": "base", "prior_weight": 6, "batch_size": 8}
+
 # What sd-scripts and diffusers' example do when nothing is said.
 FIELD = {
     "method": "lora", "rank": 16, "learning_rate": 1e-4, "text_encoder_lr": 1e-4, "optimizer": "adamw",
@@ -72,13 +75,14 @@ def _toy(**options: Any) -> dict[str, Any]:
 def cases() -> dict[str, dict[str, Any]]:
     """Name -> options beside `COMMON`. Those that start with "field" or "recipe" answer the first question."""
     lora = _toy(method="lora", rank=16, alpha=16, learning_rate=1e-3, text_encoder_lr=1e-3)
+    recipe = _of_preset("sd1-object", warmup=10)
     return {
         "field-alpha-1": {**FIELD, "alpha": 1},
         "field-alpha-16": {**FIELD, "alpha": 16},
-        "recipe": _of_preset("sd1-object", warmup=15),
+        "recipe": recipe,
+        "recipe-held": {**recipe, **HELD},
         "lora": lora,
-        # Drawings of what the base knows in half of each batch, held to what it predicts for them itself.
-        "lora-held": {**lora, "regularisation_data": KNOWN, "prior_target": "base", "prior_weight": 6, "batch_size": 8},
+        "lora-held": {**lora, **HELD},
         "loha": {**lora, "kind": "loha"},
         "lokr": {**lora, "kind": "lokr"},
         "dora": {**lora, "kind": "dora"},
@@ -86,6 +90,18 @@ def cases() -> dict[str, dict[str, Any]]:
         "ia3": {**lora, "kind": "ia3", "learning_rate": 1e-2, "text_encoder_lr": 1e-2},
         "full": {**lora, "kind": "full", "learning_rate": 1e-4, "text_encoder_lr": 1e-4},
         "textual_inversion": _toy(method="textual_inversion", vectors=4, initial_text="circle", learning_rate=2e-2),
+        "pivotal": _toy(
+            method="pivotal",
+            rank=16,
+            alpha=16,
+            learning_rate=1e-3,
+            embedding_lr=2e-2,
+            vectors=4,
+            trigger="football",
+            name="football-pivotal",
+            initial_text="circle",
+            train_text_encoder=False,
+        ),
         "dreambooth": _toy(method="dreambooth", learning_rate=1e-4, text_encoder_lr=1e-4, save_dtype="fp16"),
         "hypernetwork": _toy(method="hypernetwork", learning_rate=1e-3),
     }

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,6 +157,8 @@ def run_all(
 
     After `seconds` nothing new is started and what still runs is killed; those runs come back with status None.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
     waiting, going = list(runs), []
     until = time.time() + seconds if seconds else float("inf")
     try:

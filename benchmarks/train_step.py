@@ -114,7 +114,8 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     sides = sorted({str(case.side) for case in chosen})
     words = [sys.executable, str(ROOT / "benchmarks" / "random_models.py"), str(work)]
     more = ["--narrow", str(args.narrow), "--side", *sides]
-    missing = [each for each in families if not (work / f"{each}.made-{args.narrow}").exists()]
+    there = all((work / f"pictures-{side}").exists() for side in sides)
+    missing = [each for each in families if not (there and (work / f"{each}.made-{args.narrow}").exists())]
     makers = [Run(f"make {family}", [*words, family, *more], work / f"make-{family}") for family in missing]
     for run in run_all(makers, len(makers)):
         if run.problem:
