@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from trainers.events import read_events  # noqa: E402
-from trainers.options import CHECKS  # noqa: E402
+from trainers.options import CHECKS, fields_for  # noqa: E402
 
 LOOK_EVERY = 0.02
 PREPARING, WAITING, STEPPING, ENDING, ENDED = range(5)
@@ -144,6 +144,8 @@ def trainer_run(name: str, method: str, options: Mapping[str, Any], folder: Path
     folder.parent.mkdir(parents=True, exist_ok=True)
     job = folder.with_name(folder.name + ".job.yaml")
     options = {**options, "override_checks": list(CHECKS)}  # what is measured is no advice
+    known = {option.name for option in fields_for(method)}
+    options |= {name: False for name in ("verdict", "find_best") if name in known and name not in options}
     values = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     job.write_text(json.dumps({"method": method, **values}), encoding="utf-8")  # JSON is YAML too
     words = [sys.executable, "-m", "trainers", "run", str(job), "--run", str(folder)]
