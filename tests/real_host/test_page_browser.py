@@ -95,7 +95,7 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
     tab = page.locator("#athanor")
     page.wait_for_selector(".athanor-time:not(:empty)")
     tab.get_by_label("Name of the result", exact=True).fill(NAME)
-    tab.get_by_label("Choose pictures").set_input_files(sorted(PICTURES.glob("*.png"))[:6])
+    page.locator("#athanor-screen-train").get_by_label("Choose pictures").set_input_files(sorted(PICTURES.glob("*.png"))[:6])
     tab.get_by_text("6, without captions").or_(tab.get_by_text("6, all with captions")).first.wait_for()
     if tab.get_by_role("button", name="Give every picture this caption").is_visible():
         tab.get_by_role("button", name="Give every picture this caption").press("Enter")
