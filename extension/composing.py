@@ -128,12 +128,23 @@ def preset_for(wish: Wish) -> str:
         return wish.preset
     if is_toy(wish.base) and wish.method not in ONE_PASS:
         return "demo"
-    plain = f"{family_of(wish.base)}-{wish.purpose}"
-    for name in (plain, f"{plain}-{wish.method}", *(n for n in preset_names() if n.startswith(f"{plain}-"))):
-        if name in preset_names() and _method_of(name) == wish.method:
-            return name
-    others = [name for name in preset_names() if not name.startswith((*(f"{family}-" for family in FAMILIES), "demo"))]
+    for family in _families(wish.base):
+        plain = f"{family}-{wish.purpose}"
+        for name in (plain, f"{plain}-{wish.method}", *_named(f"{plain}-")):
+            if name in preset_names() and _method_of(name) == wish.method:
+                return name
+    others = [name for name in preset_names() if not name.startswith(("sd1-", "sd2-", "sdxl-", "demo"))]
     return next((name for name in others if _method_of(name) == wish.method), "")
+
+
+def _families(base: Base) -> tuple[str, ...]:
+    """The family whose recipes are for a base, and what comes nearest to it."""
+    family = family_of(base)
+    return (family, "sd1") if family == "sd2" else (family,)
+
+
+def _named(beginning: str) -> list[str]:
+    return [name for name in preset_names() if name.startswith(beginning)]
 
 
 @cache
@@ -153,15 +164,28 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
     if preset and _method_of(preset) == wish.method:
         values = dict(_preset(preset))
     else:
-        family = "sdxl" if family_of(wish.base) == "sdxl" else "sd1"
-        raw = _preset(preset or f"{family_of(wish.base)}-{wish.purpose}")
+        raw = _preset(preset or f"{_families(wish.base)[-1]}-{wish.purpose}")
         kept = {**raw} if preset == "demo" else _about_pictures(raw, known)
-        own = methods()[wish.method].get("recipe", {}).get("toy" if preset == "demo" else family, {})
-        values = {**{name: kept[name] for name in kept if name not in _RATES}, **own}
+        values = {**{name: kept[name] for name in kept if name not in _RATES}, **_own_recipe(wish, known)}
     values = {name: convert(known[name], value) for name, value in values.items() if name in known}
-    if family_of(wish.base) == "sd2":  # 512 or 768 px and its own clip skip: the model says which
+    if family_of(wish.base) == "sd2" and not preset.startswith("sd2"):  # 512 or 768 px: the model says which
         values = {name: value for name, value in values.items() if name not in ("resolution", "clip_skip")}
     return preset, values
+
+
+def _own_recipe(wish: Wish, known: Mapping[str, Any]) -> dict[str, Any]:
+    """How a method learns where no recipe of it is for the purpose: as its recipe for another one, else its table's."""
+    if is_toy(wish.base):
+        return methods()[wish.method].get("recipe", {}).get("toy", {})
+    for family in _families(wish.base):
+        other = next((name for name in _named(f"{family}-") if _method_of(name) == wish.method), None)
+        if other is not None:
+            return {
+                name: value
+                for name, value in _preset(other).items()
+                if name not in _about_pictures(_preset(other), known)
+            }
+    return methods()[wish.method].get("recipe", {}).get(_families(wish.base)[-1], {})
 
 
 _RATES = ("rank", "alpha", "learning_rate", "text_encoder_lr")
