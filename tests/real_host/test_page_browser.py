@@ -76,6 +76,7 @@ def _shot(request, page, kind, name) -> None:
     folder = request.config.getoption("--pictures", None)
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
         page.wait_for_timeout(1000)
         page.screenshot(path=str(Path(folder) / f"tab-{kind}-{name}.png"))
 
@@ -95,7 +96,8 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
     tab = page.locator("#athanor")
     page.wait_for_selector(".athanor-time:not(:empty)")
     tab.get_by_label("Name of the result", exact=True).fill(NAME)
-    page.locator("#athanor-screen-train").get_by_label("Choose pictures").set_input_files(sorted(PICTURES.glob("*.png"))[:6])
+    place = page.locator("#athanor-screen-train").get_by_label("Choose pictures")
+    place.set_input_files(sorted(PICTURES.glob("*.png"))[:6])
     tab.get_by_text("6, without captions").or_(tab.get_by_text("6, all with captions")).first.wait_for()
     if tab.get_by_role("button", name="Give every picture this caption").is_visible():
         tab.get_by_role("button", name="Give every picture this caption").press("Enter")
