@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
 import subprocess
 import threading
 import time
+from io import BytesIO
 
 import pytest
+import torch
 from jobs_helpers import fake_environment
 from page_steps import PROMPT, open_tab, opened, train_from_the_form, wait_until_done
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 from training_helpers import make_pictures
+
+from trainers import spec
+from trainers.formats.recipe_png import KEYWORD, shareable
 
 pytest.importorskip("gradio")
 pytest.importorskip("fastapi")
@@ -220,3 +229,51 @@ def test_captions_are_changed_together_taken_back_and_handed_to_the_form(page, t
     assert tab.get_by_label("Pictures", exact=True).input_value() == str(folder)
     assert tab.get_by_label("Trigger word", exact=True).first.input_value() == "sks"
     assert page.errors == []
+
+
+DROP = """([text, place]) => {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)), given = new DataTransfer();
+  given.items.add(new File([bytes], "sheet.png", { type: "image/png" }));
+  const dropped = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: given });
+  document.querySelector(place).dispatchEvent(dropped);
+}"""
+
+
+@pytest.mark.slow
+def test_a_sheet_that_is_dropped_anywhere_fills_the_form_and_a_picture_does_not(page, tab, workshop):
+    job = spec.parse({"name": "from-afar", "base": "b", "data": "d", "steps": 77, "trigger": "zkw", "rank": 5})
+    picture, chunk = Image.new("RGB", (64, 64), "red"), PngInfo()
+    chunk.add_text(KEYWORD, shareable(job, "another.safetensors", None))
+    for name, place, texts in (("sheet", "#athanor-screen-runs", chunk), ("plain", ".athanor-hold-paces", None)):
+        out = BytesIO()
+        picture.save(out, "PNG", pnginfo=texts)
+        page.evaluate(DROP, [base64.b64encode(out.getvalue()).decode(), place])
+        if name == "sheet":
+            tab.get_by_text("It was trained on another.safetensors, which is not here.").wait_for()
+    assert tab.get_by_label("Trigger word", exact=True).input_value() == "zkw"
+    tab.get_by_text("Expert: every option").press("Enter")
+    assert tab.get_by_label("rank", exact=True).input_value() == "5"
+    assert tab.get_by_label("steps", exact=True).input_value() == "77"
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_files_are_renamed_and_thrown_away_in_the_library(page, tab, workshop):
+    folder = workshop.results("lora")
+    folder.mkdir(parents=True, exist_ok=True)
+    site = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file({f"{site}.lora_down.weight": torch.ones(2, 64), f"{site}.lora_up.weight": torch.ones(64, 2)},
+              folder / "old name.safetensors")  # fmt: skip
+    tab.get_by_role("tab", name="Library").click()
+    card = tab.get_by_role("article", name="old name")
+    card.get_by_role("button", name="Rename").press("Enter")
+    page.get_by_role("textbox", name="Rename “old name”").fill("new name")
+    page.keyboard.press("Enter")
+    card = tab.get_by_role("article", name="new name")
+    card.get_by_role("button", name="Delete").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").press("Enter")
+    assert (folder / "new name.safetensors").is_file()
+    card.get_by_role("button", name="Delete").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").press("Enter")
+    card.wait_for(state="detached")
+    assert not list(folder.glob("*name*")) and page.errors == []
