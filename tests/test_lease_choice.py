@@ -141,6 +141,24 @@ def test_a_host_that_cannot_lend_after_all(base, tmp_path):
     assert lender.asked == ["free"]
 
 
+def test_a_host_that_fails_keeps_nobody_from_training(base, tmp_path):
+    class Broken(FakeLender):
+        def free(self):
+            raise RuntimeError("out of order")
+
+        def restore(self):
+            raise RuntimeError("out of order")
+
+    one, two = runs(tmp_path, "one", "two")
+    leases = Leases(Broken(Holding(base, "cpu", 1)), lambda job: FITS)
+    leases.begin(one, "a", "cpu", job(base, gpu_sharing="hand_over"))
+    assert record(one)["mode"] == SIDE_BY_SIDE and "out of order" in record(one)["reason"]
+    leases.lender.free = lambda: 5
+    leases.begin(two, "b", "cpu", job(base, gpu_sharing="hand_over"))
+    assert record(two)["mode"] == HAND_OVER
+    leases.end(two)
+
+
 # --- what a system and a model allow
 
 

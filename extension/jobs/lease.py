@@ -10,6 +10,7 @@ trainer reads it, the page shows it. Knows no host: what a host can lend is aske
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from trainers.errors import InputError
 ATTACH, HAND_OVER, SIDE_BY_SIDE = "attach", "hand_over", "side_by_side"
 RECORD, MANIFEST = "lease.json", "host_tensors.json"
 _WORDS = {ATTACH: "attach", HAND_OVER: "hand the model over", SIDE_BY_SIDE: "train side by side"}
+_log = logging.getLogger(__name__)
 _ROOM = 0.92  # as the trainers' own plan
 
 
@@ -194,6 +196,15 @@ class Leases:
     def begin(self, run: Path, attempt: str, device: str, job: Mapping[str, Any]) -> None:
         """Does what has to be done before a trainer is started on a run, and writes down how the device is shared."""
         (run / MANIFEST).unlink(missing_ok=True)
+        try:
+            self._begin(run, attempt, device, job)
+        except Exception as error:  # whatever a host's own code does: a training must not wait for it forever
+            _log.exception("Athanor could not arrange how the device is shared")
+            self.end(run)
+            reason = f"The WebUI could not share its model ({error.__class__.__name__}: {error})."
+            write_json(run / RECORD, {"attempt": attempt, "mode": SIDE_BY_SIDE, "reason": reason, "freed_bytes": None})
+
+    def _begin(self, run: Path, attempt: str, device: str, job: Mapping[str, Any]) -> None:
         holding = self.lender.holding()
         choice = choose(job, device, holding, lambda: self._memory(job))
         me = Identity.of(os.getpid())
@@ -236,10 +247,13 @@ class Leases:
             lent = self._lent.pop(run)
             handed_over = any(other is None for other in self._lent.values())
         (run / MANIFEST).unlink(missing_ok=True)
-        if lent is not None:
-            lent.release()
-        elif not handed_over:
-            self.lender.restore()
+        try:
+            if lent is not None:
+                lent.release()
+            elif not handed_over:
+                self.lender.restore()
+        except Exception:  # the host loads its model when it next draws; the queue has to go on
+            _log.exception("Athanor could not have the WebUI's model back")
 
 
 def job_of(run: Path) -> dict[str, Any]:
