@@ -151,10 +151,19 @@ def _entry(path: Path, method: str, made: RunView | None, shelved: Shelved | Non
         "words": facts.get("words", ""),
         "problem": facts.get("problem", ""), "notes": str(card.get("notes", "")),
         "picture": picture.stat().st_mtime if picture else 0.0,
-        "sample": made.samples[-1]["path"].rpartition("/")[2] if made and made.samples else "",
+        "sample": _sample(made),
         "step": next((each["step"] for each in made.outputs if each["file"] == path.name), None) if made else None,
         "tag": tag_for(method, name),
     }  # fmt: skip
+
+
+def _sample(made: RunView | None) -> str:
+    """The newest picture of a run's first sample prompt, which is the word alone."""
+    if made is None or not made.samples:
+        return ""
+    newest = max(sample["step"] or 0 for sample in made.samples)
+    first = next(sample for sample in made.samples if (sample["step"] or 0) == newest)
+    return str(first["path"]).rpartition("/")[2]
 
 
 _FACTS: dict[Stamp, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import lru_cache
 from typing import Any
 
 from modules import processing, scripts, shared
@@ -48,13 +49,19 @@ def _picture(host: Host, drawing: Drawing) -> Image.Image:
         runner = scripts.scripts_txt2img
         if not runner.scripts:
             runner.initialize_scripts(False)
-        p.scripts, p.script_args = runner, tuple(Api.init_default_script_args(None, runner))
+        p.scripts, p.script_args = runner, _arguments(runner)
         shared.state.begin(job="athanor-grid")
         try:
             return processing.process_images(p).images[0]
         finally:
             shared.state.end()
             shared.total_tqdm.clear()
+
+
+@lru_cache(1)
+def _arguments(runner: Any) -> tuple[Any, ...]:
+    """What every script gets where a person has changed nothing."""
+    return tuple(Api.init_default_script_args(None, runner))
 
 
 def _side(host: Host) -> int:

@@ -35,7 +35,7 @@ class Host:
     def train(self, **changes) -> str:
         job = {
             "method": "lora", "name": NAME, "base": str(self.base), "data": str(self.data), "trigger": "zkw ball",
-            "resolution": 64, "steps": 400, "rank": 4, "learning_rate": 0.01, "device": "cpu", "threads": 1,
+            "resolution": 64, "steps": 80, "rank": 4, "learning_rate": 0.01, "device": "cpu", "threads": 1,
             "gpu_sharing": "side_by_side", "override_checks": CHECKS, "verdict": False, "sample_steps": 1, **changes,
         }  # fmt: skip
         return self.server.post("/athanor/v1/jobs", {"job": job})["id"]
@@ -87,12 +87,12 @@ def host(webui, kind_of_webui, host_python, tmp_path_factory):
 
 def test_from_live_to_published_to_drawn_by_name(host):
     plain = host.draw("")
-    run = host.train(publish=True, save_every=100)
+    run = host.train(publish=True, save_every=40)
     host.until(run, lambda now: now["state"] == "training" and now["step"] >= 2)
     tag = host.server.post(f"/athanor/v1/jobs/{run}/live")["tag"]
     early = host.draw(tag)
     step = host.run(run)["live"]["step"]
-    host.until(run, lambda now: now["step"] >= step + 30 or now["state"] == "done")
+    host.until(run, lambda now: now["step"] >= step + 10 or now["state"] == "done")
     late = host.draw(tag)
     assert early.away_from(plain) > 0 and late.away_from(early) > 0, "the snapshot is not what is drawn with"
     assert "there is no" not in late.infotext and "its file is used" not in late.infotext
@@ -114,7 +114,7 @@ def test_from_live_to_published_to_drawn_by_name(host):
 
 def test_trained_again_under_the_same_name_it_takes_effect_at_once(host):
     before = host.draw(f"<lora:{NAME}:1>")
-    run = host.train(publish=True, steps=30, seed=7)
+    run = host.train(publish=True, steps=15, seed=7)
     done = host.until(run, lambda now: now["published"] is not None)
     assert done["published"] == {"taken": NAME, "free": f"{NAME}-2"}
     assert host.draw(f"<lora:{NAME}:1>").away_from(before) == 0, "a taken name was written over"
