@@ -117,6 +117,31 @@ def test_means_the_same_in_diffusers(train, tiny_base):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_pt_and_sdxl_files_mean_the_same_in_diffusers(train, tiny_base):
+    """A1111's layout is read as it is; of an SDXL file each encoder takes its own tensor, as diffusers' pages say."""
+    code, folder = train(vectors=2, learning_rate=0.05, also_pt=True)
+    assert code == 0
+    base = load_base(tiny_base("sd1"), parts=("text",))
+    loader = type(
+        "Loader", (diffusers.loaders.TextualInversionLoaderMixin,), {"hf_device_map": None, "components": {}}
+    )()
+    loader.tokenizer, loader.text_encoder = base.tokenizers[0], base.text_encoders[0]
+    loader.load_textual_inversion(str(folder / "zog.pt"), token="zog", text_encoder=loader.text_encoder,
+                                  tokenizer=loader.tokenizer)  # fmt: skip
+    rows = loader.text_encoder.get_input_embeddings().weight[-2:]
+    torch.testing.assert_close(rows, load(folder / "zog.safetensors")[0]["emb_params"])
+
+    code, folder = train("sdxl", "xl", vectors=2, learning_rate=0.05, also_pt=True)
+    assert code == 0
+    stored, base = load(folder / "zog.safetensors")[0], load_base(tiny_base("sdxl"), parts=("text",))
+    as_pt = torch.load(folder / "zog.pt", weights_only=True)
+    assert all(torch.equal(as_pt[name], stored[name]) for name in ("clip_l", "clip_g"))
+    for name, encoder in zip(("clip_l", "clip_g"), base.text_encoders, strict=True):
+        tokenizer = load_base(tiny_base("sdxl"), parts=("text",)).tokenizers[0]
+        loader.load_textual_inversion(stored[name], token="zog", text_encoder=encoder, tokenizer=tokenizer)
+        torch.testing.assert_close(encoder.get_input_embeddings().weight[-2:], stored[name])
+
+
 def test_resumes_to_the_same_bytes(train, monkeypatch):
     whole, broken = killed_and_resumed(train, monkeypatch, vectors=2, optimizer="prodigy")
     assert (whole / "zog.safetensors").read_bytes() == (broken / "zog.safetensors").read_bytes()

@@ -19,7 +19,7 @@ ACTIVATIONS = (
     "mish", "relu6", "selu", "silu", "softplus", "softsign",
 )  # fmt: skip
 INITIALISATIONS = ("Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
-ADAPTER_KINDS = ("lora", "loha", "lokr", "dora", "oft", "ia3", "full")
+ADAPTER_KINDS = ("lora", "loha", "lokr", "dora", "oft", "boft", "ia3", "full")
 CHECKS = (
     "captions", "trigger", "amount", "quality", "buckets", "sameness", "dose", "rate", "base", "vae", "memory", "learning",
 )  # fmt: skip
@@ -94,7 +94,7 @@ FIELDS: tuple[Field, ...] = (
     # --- adapter
     Field("kind", "choice", "lora", "Kind of adapter: lora reads everywhere; the others trade size, speed and strength otherwise.", ADAPTER, choices=ADAPTER_KINDS, methods=_ADAPTER),
     Field("factor", "int", -1, "How lokr splits a layer; -1 splits it most evenly, small numbers make larger files.", ADAPTER, minimum=-1, maximum=1024, methods=_ADAPTER),
-    Field("constraint", "float", 0.0, "How far oft may turn, as a share; 0 is without limit.", ADAPTER, minimum=0, maximum=1, methods=_ADAPTER),
+    Field("constraint", "float", 0.0, "How far oft and boft may turn, as a share; 0 is without limit.", ADAPTER, minimum=0, maximum=1, methods=_ADAPTER),
     Field("rank", "int", 16, "Size of the LoRA: how much it can learn, and how large its file is.", ADAPTER, minimum=1, maximum=1024, methods=_ADAPTER, level=BEGINNER),
     Field("alpha", "float", None, "Scale of the LoRA is alpha / rank; empty means half the rank.", ADAPTER, minimum=0.0001, maximum=4096, optional=True, methods=_ADAPTER),
     Field("rslora", "bool", False, "Scale by alpha / sqrt(rank) instead.", ADAPTER, methods=_ADAPTER),

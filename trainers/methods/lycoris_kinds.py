@@ -1,4 +1,4 @@
-"""The adapter kinds beside LoRA, on LyCORIS's layers: LoHa, LoKr, DoRA, OFT, (IA)3 and full differences.
+"""The adapter kinds beside LoRA, on LyCORIS's layers: LoHa, LoKr, DoRA, OFT, BOFT, (IA)3 and full differences.
 
 Formulas and key names are LyCORIS's (Yeh et al. 2023, arXiv:2309.14859). A kind is one entry of `KINDS`.
 """
@@ -53,6 +53,7 @@ KINDS: dict[str, Kind] = {
     # The norm along the input: the axis that every WebUI reads right.
     "dora": Kind(("locon", "LoConModule"), "lora", lambda job, plan: {"weight_decompose": True, "wd_on_out": False}),
     "oft": Kind(("diag_oft", "DiagOFTModule"), "diag-oft", lambda job, plan: {"constraint": job.constraint}),
+    "boft": Kind(("boft", "ButterflyOFTModule"), "boft", lambda job, plan: {"constraint": job.constraint}),
     "ia3": Kind(
         ("ia3", "IA3Module"),
         "ia3",
@@ -84,7 +85,10 @@ def make_module(name: str, layer: nn.Module, plan: SitePlan, job: Job) -> nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(job.seed, "initial weights", name))
         arguments = {"lora_dim": plan.rank, "alpha": plan.scale * plan.rank, "dropout": job.dropout}
-        return _class_of(kind)(name, layer, **arguments, **kind.arguments(job, plan))
+        try:
+            return _class_of(kind)(name, layer, **arguments, **kind.arguments(job, plan))
+        except ValueError as problem:  # blocks of BOFT, of which not every width can be made
+            raise InputError(f"kind: {job.kind} cannot be put on {name} ({problem}); choose another rank.") from None
 
 
 def chosen(plans: list[SitePlan], job: Job) -> list[SitePlan]:
