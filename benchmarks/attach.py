@@ -69,6 +69,7 @@ def make_base(path: Path, widths: list[int], device: str) -> Path:
     base = argparse.Namespace(family=family, unet=modules[0], text_encoders=[modules[1]], vae=modules[2])
     for module in modules:
         module.cpu()
+    return_memory(torch.device(device))  # what they took must not count as the host's
     export.save_single_file(base, path, torch.float16)
     return path
 
@@ -102,7 +103,7 @@ class Bench:
         values = {
             "method": "lora", "name": name, "base": str(self.base), "data": str(self.folder / "pictures"),
             "trigger": "ball", "resolution": self.side, "steps": steps, "rank": 8, "device": str(self.device.type),
-            "gpu_sharing": sharing, "state_every": 5, "override_checks": CHECKS, **more,
+            "gpu_sharing": sharing, "state_every": 5, "override_checks": CHECKS, "verdict": False, **more,
         }  # fmt: skip
         self.jobs.submit(values)
         return self.jobs.runs / name
@@ -151,10 +152,11 @@ def measure(bench: Bench, steps: int) -> None:
 
     attached = bench.submit("attached", steps, "attach")
     bench.until("attached", lambda view: view.step >= 3)
-    beside, same = bench.used(), bench.draw() == drawn
+    beside = bench.used()
+    say(what="attached", told=bench.jobs.one("attached").sharing, card_grew_mib=beside - host)
+    same = bench.draw() == drawn
     view = bench.trained("attached")
-    say(what="attached", mode=view.sharing["mode"], told=view.sharing["attached"], card_grew_mib=beside - host,
-        same_picture_meanwhile=same, seconds_per_step=view.seconds_per_step, notes=view.notes,
+    say(what="attached, done", same_picture_meanwhile=same, seconds_per_step=view.seconds_per_step, notes=view.notes,
         memory=events_of(attached, "memory"))  # fmt: skip
 
     copied = bench.submit("file", steps, "side_by_side")

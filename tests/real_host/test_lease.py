@@ -44,7 +44,7 @@ class Shared:
         job = {
             "method": "lora", "name": OURS, "base": str(self.base), "data": str(self.data), "trigger": "ball",
             "resolution": 64, "steps": 2000, "rank": 4, "device": "cpu", "threads": 1, "state_every": 20,
-            "gpu_sharing": sharing, "override_checks": CHECKS, "pause_while_drawing": False, **more,
+            "gpu_sharing": sharing, "override_checks": CHECKS, "pause_while_drawing": False, "verdict": False, **more,
         }  # fmt: skip
         return self.server.post("/athanor/v1/jobs", {"job": job})["id"]
 
