@@ -23,7 +23,8 @@ def nearest_words(vectors: Tensor, rows: Tensor, tokens: list[str], count: int =
 
 
 def _is_word(token: str) -> bool:
-    return token.endswith(_END) and token.removesuffix(_END).isalpha()
+    word = token.removesuffix(_END)  # other scripts stand there as bytes, which nobody can read
+    return token.endswith(_END) and word.isascii() and word.isalpha()
 
 
 def vocabulary_of(tokenizer) -> list[str]:
