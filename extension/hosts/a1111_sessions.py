@@ -13,7 +13,7 @@ from typing import Any
 
 from extension.hosts.a1111_builtin import BuiltIn
 from extension.hosts.a1111_conditioning import Encoder, Pass
-from extension.hosts.a1111_embeddings import Bundled, problems_of_named
+from extension.hosts.a1111_embeddings import Bundled
 from extension.hosts.a1111_infotext import add_lora_hashes, add_notes
 from extension.hosts.a1111_rows import Cursor, rows_of_params
 from extension.hosts.a1111_tags import carried, carried_now, wanted_from_items
@@ -255,9 +255,7 @@ class Sessions:
             attachment.attach()
             session.generation.attachments.append(attachment)
         add_lora_hashes(p, wanted.lora_hashes())
-        texts = [*wanted.prompts, *wanted.negatives]
-        notes += wanted.block_reports(model.family)
-        add_notes(p, [*notes, *problems_of_named(texts, self.library.embeddings, model)])
+        add_notes(p, [*notes, *wanted.block_reports(model.family)])
         self._note(p, session)
 
     def _masks(self, wanted: Wanted, notes: list[str]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Plugin:
         if not self.ownership.held:
             return
         scope = SCOPES.get(self.host.option("athanor_scope", ""), "all")
-        read_before_parsing(p, lambda one: read_batch(one, self.library, scope))
+        read_before_parsing(p, lambda one: self._read(one, scope))
         encode_with(p, self.sessions)
 
     def draw(self, drawing: Any) -> Any:
@@ -122,6 +122,16 @@ class Plugin:
         from extension.hosts.a1111_draw import draw  # the host's API, which it loads late
 
         return draw(self.host, self.library, self.ownership.held, drawing)
+
+    def _read(self, p: Any, scope: str) -> None:
+        """Reads a batch's tags, and says what is wrong with embeddings that its texts name, with or without a tag."""
+        read_batch(p, self.library, scope)
+        model = self.host.model()
+        if model is not None and model.family is not None:
+            hires = [*(getattr(p, "hr_prompts", None) or ()), *(getattr(p, "hr_negative_prompts", None) or ())]
+            texts = [*p.prompts, *p.negative_prompts, *hires]
+            problems = a1111_embeddings.problems_of_named(texts, self.library.embeddings, model)
+            a1111_infotext.add_notes(p, problems)
 
     def after(self, p: Any) -> None:
         """A job is done; one without tags was not ended by the host."""

@@ -53,7 +53,7 @@ def adapters(webui, a1111_folders, state):
 
 
 @pytest.fixture(scope="session")
-def neighbours(webui, a1111_folders):
+def neighbours(webui):
     """Two other extensions, one loaded before and one after ours, that own packages called as ours are."""
     source = Path(__file__).parent / "neighbours"
     made = [webui / "extensions" / one.name for one in source.iterdir() if one.is_dir()]

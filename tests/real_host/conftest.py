@@ -24,6 +24,12 @@ from a1111_fixtures import (  # noqa: E402, F401
     servers,
     state,
 )
+from patcher_fixtures import (  # noqa: E402, F401
+    patcher_adapters,
+    patcher_folders,
+    patcher_servers,
+    patcher_state,
+)
 
 
 def pytest_addoption(parser):
@@ -69,5 +75,7 @@ def host_python(request) -> str:
 
 @pytest.fixture(scope="session")
 def kind_of_webui(webui) -> str:
-    """ "forge" for Forge and reForge, else "a1111"."""
-    return "forge" if (webui / "modules_forge").exists() else "a1111"
+    """ "a1111", "forge" or "reforge"."""
+    if not (webui / "modules_forge").exists():
+        return "a1111"
+    return "forge" if (webui / "backend").is_dir() else "reforge"

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +35,22 @@ SETTINGS = {
     "skip_early_cond": 0.0,
     "pad_cond_uncond": False,
     "live_previews_enable": False,  # those of an SDXL would need a download
+    "sd_lora": "None",
 }
 _START_LIMIT = 900
 
 
 @dataclass
 class Drawn:
-    """The pictures of one request, as numbers, and what is written into them."""
+    """The pictures of one request, as numbers, and what is written into them.
+
+    Attributes:
+        encoded: the pictures as files, in base 64.
+    """
 
     pictures: list[np.ndarray]
     infotext: str
+    encoded: list[str] = field(default_factory=list, repr=False)
 
     def away_from(self, other: Drawn) -> int:
         """The largest difference between the first pictures, in 255ths."""
@@ -132,14 +138,12 @@ class Server:
             raise RuntimeError(f"{path}: {error.read().decode(errors='replace')[:2000]}") from None
 
     def draw(self, prompt: str = PROMPT, negative: str = "blurry", settings: dict | None = None, **more) -> Drawn:
-        """Pictures by txt2img."""
+        """Pictures by txt2img; by img2img where `init_images` are given."""
         body = {**DEFAULTS, "prompt": prompt, "negative_prompt": negative, **more}
         body["override_settings"] = {**SETTINGS, **(settings or {})}
-        answer = self.post("/sdapi/v1/txt2img", body)
-        pictures = [
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in answer["images"]
-        ]
-        return Drawn(pictures, json.loads(answer["info"])["infotexts"][0])
+        answer = self.post(f"/sdapi/v1/{'img2img' if 'init_images' in more else 'txt2img'}", body)
+        pictures = [_pixels(one) for one in answer["images"]]
+        return Drawn(pictures, json.loads(answer["info"])["infotexts"][0], answer["images"])
 
     def drawn(self, *args, **more) -> Drawn:
         """As `draw`, but drawn once only: for a server whose files and settings stay as they are."""

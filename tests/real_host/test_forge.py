@@ -2,101 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
+<<<<<<< HEAD
 from kinds import KINDS, write
 from older_methods import NAME, write_older
 from server import PROMPT, Server
+=======
+from kinds import write
+from patcher_fixtures import OF_OURS_ONLY, THEIRS, tag
+from server import PROMPT
+>>>>>>> 8d91502 (Embeddings that do not fit are said so without any tag too; one set of tests for every real WebUI, and reForge's own)
 
 from trainers.formats import safetensors_io
 
-OURS = "athanor-test"
-FLAGS = (
-    *("--always-cpu", "--all-in-fp32", "--skip-torch-cuda-test", "--skip-python-version-check"),
-    *("--skip-version-check", "--no-hashing", "--server-name", "127.0.0.1"),
-)
-BASE = "athanor-random-sd15.safetensors"
-# What Forge's own loader reads; it knows neither OFT and BOFT nor (IA)3, nor norm layers of text encoders.
-THEIRS = ("lora", "locon", "tucker", "loha", "lokr", "lokr_full", "dora", "glora", "full", "full_bias")
-OF_OURS_ONLY = tuple(kind for kind in KINDS if kind not in THEIRS)
-SMALL = {"steps": 2, "width": 64, "height": 64}
 
-
-@pytest.fixture(scope="module")
-def folders(webui, kind_of_webui):
-    if kind_of_webui != "forge" or not (webui / "backend").is_dir():
+@pytest.fixture
+def ours(kind_of_webui, patcher_servers):
+    if kind_of_webui != "forge":
         pytest.skip("the WebUI is not Forge")
-    found = {"lora": webui / "models" / "Lora" / OURS, "embedding": webui / "embeddings" / OURS}
-    for folder in found.values():
-        folder.mkdir(parents=True, exist_ok=True)
-    yield found
-    for folder in found.values():
-        shutil.rmtree(folder)
+    return patcher_servers[0]
 
 
-@pytest.fixture(scope="module")
-def state(webui, folders, host_python):
-    """The random checkpoint, made by Forge's own networks; it stays for the next run."""
-    path = webui / "models" / "Stable-diffusion" / BASE
-    if not path.exists():
-        script = Path(__file__).with_name("forge_checkpoint.py")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        subprocess.run([host_python, str(script), str(path)], cwd=webui, env=environment, check=True)
-    return safetensors_io.load(path)[0]
-
-
-@pytest.fixture(scope="module")
-def adapters(folders, state):
-    """An adapter of every kind, there before the servers start."""
-    return {kind: write(folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def servers(webui, host_python, adapters, tmp_path_factory):
-    logs = tmp_path_factory.mktemp("hosts")
-    flags = (*FLAGS, "--ckpt", str(webui / "models" / "Stable-diffusion" / BASE))
-    made = [
-        Server(host_python, webui, logs / "with.log", flags),
-        Server(host_python, webui, logs / "without.log", (*flags, "--disable-extra-extensions")),
-    ]
-    try:
-        yield [server.wait() for server in made]
-    finally:
-        for server in made:
-            server.stop()
-
-
-class Drawing:
-    """One server, with small pictures; a picture that was drawn before is not drawn again."""
-
-    def __init__(self, server):
-        self.server = server
-        self._drawn = {}
-
-    def __call__(self, prompt=PROMPT, negative="blurry", fresh=False, **more):
-        key = repr((prompt, negative, sorted(more.items())))
-        if fresh or key not in self._drawn:
-            self._drawn[key] = self.server.draw(prompt, negative, **{**SMALL, **more})
-        return self._drawn[key]
-
-
-@pytest.fixture(scope="module")
-def ours(servers):
-    return Drawing(servers[0])
-
-
-@pytest.fixture(scope="module")
-def alone(servers):
-    return Drawing(servers[1])
-
-
-def tag(kind, weight=0.7, more=""):
-    return f"{PROMPT} <lora:k_{kind}:{weight}{more}>"
+@pytest.fixture
+def alone(patcher_servers):
+    return patcher_servers[1]
 
 
 def test_a_picture_without_tags_is_forges_own(ours, alone):
@@ -190,21 +120,21 @@ def test_a_missing_file_is_reported_with_the_nearest_name(ours):
     assert drawn.away_from(ours()) == 0
 
 
-def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, folders, state):
-    path = folders["lora"] / "athanor_again.safetensors"
+def test_a_retrained_file_of_the_same_name_takes_effect_at_once(ours, patcher_folders, patcher_state):
+    path = patcher_folders["lora"] / "athanor_again.safetensors"
     text = f"{PROMPT} <lora:athanor_again:0.7>"
-    write(path, "lora", state, seed=1)
+    write(path, "lora", patcher_state, seed=1)
     first = ours(text, fresh=True)
-    write(path, "lora", state, seed=2)
+    write(path, "lora", patcher_state, seed=2)
     assert ours(text, fresh=True).away_from(first) > 2
-    write(path, "lora", state, seed=1)
+    write(path, "lora", patcher_state, seed=1)
     assert ours(text, fresh=True).away_from(first) == 0
 
 
-def test_embeddings(ours, folders):
+def test_embeddings(ours, patcher_folders):
     generator = torch.Generator().manual_seed(3)
     vectors = torch.randn(2, 768, generator=generator) * 0.05
-    path = folders["embedding"] / "athanorword.safetensors"
+    path = patcher_folders["embedding"] / "athanorword.safetensors"
     safetensors_io.save(path, {"emb_params": vectors}, {})
     plain, named = ours("a drawing of "), ours("a drawing of athanorword")
     assert named.away_from(plain) > 2
@@ -216,6 +146,7 @@ def test_embeddings(ours, folders):
     assert ours("a drawing of athanorword", fresh=True).away_from(named) > 0
 
 
+<<<<<<< HEAD
 def test_older_methods(ours, alone, webui, state):
     """Forge does nothing about hypernetworks any more, and never had aesthetic gradients."""
     files = write_older(webui, state)
@@ -238,6 +169,10 @@ def test_older_methods(ours, alone, webui, state):
 
 def test_a_broken_file_is_reported_and_stays_where_it_is(ours, folders):
     path = folders["lora"] / "broken.safetensors"
+=======
+def test_a_broken_file_is_reported_and_stays_where_it_is(ours, patcher_folders):
+    path = patcher_folders["lora"] / "broken.safetensors"
+>>>>>>> 8d91502 (Embeddings that do not fit are said so without any tag too; one set of tests for every real WebUI, and reForge's own)
     path.write_bytes(b"x" * 5000)
     drawn = ours(f"{PROMPT} <lora:broken:1>", fresh=True)
     assert drawn.away_from(ours()) == 0 and "broken" in drawn.infotext.split("Athanor: ")[1]

@@ -2,7 +2,7 @@
 
 A prompt with "(trouble)" breaks in mid-sampling, one with "(checksum)" has the model looked at in every step, and
 "(inside: text)" draws another picture inside the generation, as detailers do; "(pictures: one | another)" gives each
-picture of a batch its own prompt.
+picture of a batch its own prompt; with "(foreign)" the model is of a kind that nobody knows.
 """
 
 import gc
@@ -20,9 +20,22 @@ SEEN = []
 INSIDE = []
 
 
+def model_modules():
+    """The modules of the loaded model by name."""
+    objects = getattr(shared.sd_model, "forge_objects", None)
+    if objects is None:
+        return {"": shared.sd_model}
+    parts = {"unet": objects.unet.model, "clip": objects.clip.cond_stage_model, "vae": objects.vae.first_stage_model}
+    return {f"{name}.": part for name, part in parts.items()}
+
+
+def tensors():
+    return {root + name: value for root, part in model_modules().items() for name, value in part.state_dict().items()}
+
+
 def checksum():
     digest = hashlib.sha256()
-    for name, tensor in sorted(shared.sd_model.state_dict().items()):
+    for name, tensor in sorted(tensors().items()):
         digest.update(
             name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
@@ -32,7 +45,8 @@ def checksum():
 def traces():
     """Hooks, and forwards that instances have of their own."""
     found = []
-    for name, module in shared.sd_model.named_modules():
+    named = [(root + name, one) for root, part in model_modules().items() for name, one in part.named_modules()]
+    for name, module in named:
         found += [f"{name}.{table}" for table in ("_forward_hooks", "_forward_pre_hooks") if module.__dict__[table]]
         found += [f"{name}.forward"] if "forward" in module.__dict__ else []
     return sorted(found)
@@ -72,6 +86,14 @@ class Inside(scripts.Script):
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
+
+    def before_process(self, p, *args):
+        if "(foreign)" in p.prompt:
+            shared.sd_model.is_sd1 = False
+
+    def postprocess(self, p, processed, *args):
+        if "(foreign)" in p.prompt:
+            shared.sd_model.is_sd1 = True
 
     def process(self, p, *args):
         found = re.search(r"\(pictures: (.*)\)$", p.prompt)

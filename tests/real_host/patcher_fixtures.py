@@ -1,0 +1,97 @@
+"""Fixtures for the tests against Forge and reForge: a random model of SD1.5's shapes, and two servers to compare."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from kinds import KINDS, write
+from server import PROMPT, Drawn, Server
+
+from trainers.formats import safetensors_io
+
+OURS = "athanor-test"
+FLAGS = (
+    *("--always-cpu", "--all-in-fp32", "--skip-torch-cuda-test", "--skip-python-version-check"),
+    *("--skip-version-check", "--no-hashing", "--no-download-sd-model", "--server-name", "127.0.0.1"),
+)
+BASE = "athanor-random-sd15.safetensors"
+# What Forge's own loader reads; it knows neither OFT and BOFT nor (IA)3, nor norm layers of text encoders.
+THEIRS = ("lora", "locon", "tucker", "loha", "lokr", "lokr_full", "dora", "glora", "full", "full_bias")
+OF_OURS_ONLY = tuple(kind for kind in KINDS if kind not in THEIRS)
+SMALL = {"steps": 2, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="session")
+def patcher_folders(webui, kind_of_webui):
+    """Our folders in Forge or reForge."""
+    if kind_of_webui == "a1111":
+        pytest.skip("the WebUI is neither Forge nor reForge")
+    found = {"lora": webui / "models" / "Lora" / OURS, "embedding": webui / "embeddings" / OURS}
+    for folder in found.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    yield found
+    for folder in found.values():
+        shutil.rmtree(folder)
+
+
+def make_checkpoint(webui: Path, host_python: str, kind_of_webui: str, name: str, family: str = "sd1") -> Path:
+    """A random checkpoint, made by Forge's own networks unless it is there."""
+    path = webui / "models" / "Stable-diffusion" / name
+    if not path.exists():
+        if kind_of_webui != "forge":
+            pytest.skip(f"needs {path}, which tests/real_host/forge_checkpoint.py makes in Forge's folder")
+        script = Path(__file__).with_name("forge_checkpoint.py")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        subprocess.run([host_python, str(script), str(path), family], cwd=webui, env=environment, check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def patcher_state(webui, patcher_folders, host_python, kind_of_webui):
+    """The tensors of the random SD1; its file stays for the next run."""
+    return safetensors_io.load(make_checkpoint(webui, host_python, kind_of_webui, BASE))[0]
+
+
+@pytest.fixture(scope="session")
+def patcher_adapters(patcher_folders, patcher_state):
+    """An adapter of every kind, there before the servers start."""
+    return {kind: write(patcher_folders["lora"] / f"k_{kind}.safetensors", kind, patcher_state) for kind in KINDS}
+
+
+class Drawing:
+    """One server, with small pictures; a picture that was drawn before is not drawn again."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._drawn: dict[str, Drawn] = {}
+
+    def __call__(self, prompt: str = PROMPT, negative: str = "blurry", fresh: bool = False, **more) -> Drawn:
+        key = repr((prompt, negative, sorted(more.items())))
+        if fresh or key not in self._drawn:
+            self._drawn[key] = self.server.draw(prompt, negative, **{**SMALL, **more})
+        return self._drawn[key]
+
+
+@pytest.fixture(scope="session")
+def patcher_servers(webui, host_python, patcher_adapters, neighbours, tmp_path_factory):
+    """The WebUI with its extensions, and with its own only."""
+    logs = tmp_path_factory.mktemp("hosts")
+    flags = (*FLAGS, "--nowebui", "--ckpt", str(webui / "models" / "Stable-diffusion" / BASE))
+    made = [
+        Server(host_python, webui, logs / "with.log", flags),
+        Server(host_python, webui, logs / "without.log", (*flags, "--disable-extra-extensions")),
+    ]
+    try:
+        yield [Drawing(server.wait()) for server in made]
+    finally:
+        for server in made:
+            server.stop()
+
+
+def tag(kind: str, weight: float = 0.7, more: str = "") -> str:
+    """A prompt with one adapter of this kind."""
+    return f"{PROMPT} <lora:k_{kind}:{weight}{more}>"
