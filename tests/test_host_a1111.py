@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType, SimpleNamespace
 
 import a1111_stand_ins as stand_ins
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from extension.hosts.base import LoadedModel
 from extension.injection import Row
 from extension.injection.embeddings import EmbeddingStore
 from extension.listing import MASK_ENDINGS, Listing
@@ -137,6 +140,33 @@ def test_embeddings_stand_where_their_tag_stood(host, library):
     assert p.prompts == ["a (shiny:0.5) b shiny c  "]
     assert p.negative_prompts == [" x"]
     assert 'did you mean "shiny"' in " ".join(found.wanted.reports)
+
+
+def test_an_embedding_that_does_not_fit_is_said_without_any_tag(host, library, monkeypatch):
+    names = ("call_queue", "devices", "paths_internal", "script_callbacks", "scripts", "sd_hijack", "textual_inversion")
+    for name in names:
+        module = ModuleType(f"modules.{name}")
+        module.__getattr__ = lambda name: None  # imported, and not used here
+        monkeypatch.setitem(sys.modules, f"modules.{name}", module)
+        monkeypatch.setattr(sys.modules["modules"], name, module, raising=False)
+    wiring = ours("wiring")
+    plugin = wiring.Plugin.__new__(wiring.Plugin)
+    plugin.library = library
+    for widths, vocabulary, said in [
+        ({"text_encoder": 768}, (), 'The embedding "shiny" is for'),
+        ({"text_encoder": 64}, {"shiny</w>"}, 'The embedding "shiny" takes the place of the word'),
+        ({"text_encoder": 64}, (), None),
+    ]:
+        model = LoadedModel("sd1", {}, widths=widths, vocabulary=vocabulary)
+        plugin.host = SimpleNamespace(model=lambda model=model: model)
+        for prompts in (["a Shiny hill"], ["a hill"]), (["a hill <lora:shiny:1>"], ["shiny"]):
+            p = stand_ins.Processing(*prompts)
+            plugin._read(p, "all")
+            assert (said is None) == ("Athanor" not in p.extra_generation_params)
+            assert said is None or p.extra_generation_params["Athanor"].startswith(said)
+        p = stand_ins.Processing(["a hill <lora:shiny:1>"], ["a tree"])  # a file's name is not a word of the prompt
+        plugin._read(p, "all")
+        assert "Athanor" not in p.extra_generation_params
 
 
 def test_tags_that_another_extension_read_still_act(host, library):

@@ -75,7 +75,11 @@ def host_python(request) -> str:
 
 @pytest.fixture(scope="session")
 def kind_of_webui(webui) -> str:
+    """ "forge" for Forge and reForge, else "a1111"."""
+    return "forge" if (webui / "modules_forge").exists() else "a1111"
+
+
+@pytest.fixture(scope="session")
+def which_webui(webui, kind_of_webui) -> str:
     """ "a1111", "forge" or "reforge"."""
-    if not (webui / "modules_forge").exists():
-        return "a1111"
-    return "forge" if (webui / "backend").is_dir() else "reforge"
+    return "reforge" if kind_of_webui == "forge" and not (webui / "backend").is_dir() else kind_of_webui

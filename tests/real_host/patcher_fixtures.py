@@ -26,9 +26,9 @@ SMALL = {"steps": 2, "width": 64, "height": 64}
 
 
 @pytest.fixture(scope="session")
-def patcher_folders(webui, kind_of_webui):
+def patcher_folders(webui, which_webui):
     """Our folders in Forge or reForge."""
-    if kind_of_webui == "a1111":
+    if which_webui == "a1111":
         pytest.skip("the WebUI is neither Forge nor reForge")
     found = {"lora": webui / "models" / "Lora" / OURS, "embedding": webui / "embeddings" / OURS}
     for folder in found.values():
@@ -38,22 +38,22 @@ def patcher_folders(webui, kind_of_webui):
         shutil.rmtree(folder)
 
 
-def make_checkpoint(webui: Path, host_python: str, kind_of_webui: str, name: str, family: str = "sd1") -> Path:
+def make_checkpoint(webui: Path, host_python: str, which_webui: str, name: str) -> Path:
     """A random checkpoint, made by Forge's own networks unless it is there."""
     path = webui / "models" / "Stable-diffusion" / name
     if not path.exists():
-        if kind_of_webui != "forge":
+        if which_webui != "forge":
             pytest.skip(f"needs {path}, which tests/real_host/forge_checkpoint.py makes in Forge's folder")
         script = Path(__file__).with_name("forge_checkpoint.py")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        subprocess.run([host_python, str(script), str(path), family], cwd=webui, env=environment, check=True)
+        subprocess.run([host_python, str(script), str(path)], cwd=webui, env=environment, check=True)
     return path
 
 
 @pytest.fixture(scope="session")
-def patcher_state(webui, patcher_folders, host_python, kind_of_webui):
+def patcher_state(webui, patcher_folders, host_python, which_webui):
     """The tensors of the random SD1; its file stays for the next run."""
-    return safetensors_io.load(make_checkpoint(webui, host_python, kind_of_webui, BASE))[0]
+    return safetensors_io.load(make_checkpoint(webui, host_python, which_webui, BASE))[0]
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,19 @@ def test_settings_and_the_plots_axis_are_on_the_page(server):
     assert "Athanor handles <lora:> tags" in page and "[Athanor] LoRA weight" in page
 
 
+def test_the_plots_axis(server):
+    config = server.get("/config")
+    lists = [one["props"].get("choices") for one in config["components"] if one["props"].get("label") == "X type"]
+    names = [choice[0] if isinstance(choice, list) else choice for choice in lists[0]]
+    number = names.index("[Athanor] LoRA weight")
+    # Axes, then: legend, single pictures too, sub-grids, seeds (4), margin, csv.
+    arguments = [number, "0,0.7", [], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0, False]
+    plot = server.draw(f"{PROMPT} <lora:k_page:0.2>", script_name="x/y/z plot", script_args=arguments)
+    without, tagged = plot.pictures[-2:]
+    assert (without == server.draw().pictures[0]).all()
+    assert (tagged == server.draw(TAG).pictures[0]).all()
+
+
 def test_reload_ui_keeps_everything_working(server):
     before, plain = server.draw(TAG), server.draw()
     _reload(server)

@@ -61,13 +61,13 @@ class Hosts:
 
 
 @pytest.fixture(scope="module")
-def hosts(request, kind_of_webui, webui):
+def hosts(request, which_webui, webui):
     names = ("servers", "a1111_folders", "state")
-    if kind_of_webui != "a1111":
+    if which_webui != "a1111":
         names = ("patcher_servers", "patcher_folders", "patcher_state")
     servers, folders, state = (request.getfixturevalue(name) for name in names)
-    pair = servers if kind_of_webui != "a1111" else [Drawing(server) for server in servers]
-    return Hosts(kind_of_webui, webui, *pair, folders, state)
+    pair = servers if which_webui != "a1111" else [Drawing(server) for server in servers]
+    return Hosts(which_webui, webui, *pair, folders, state)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,24 +188,8 @@ def test_a_new_and_a_changed_embedding_are_seen_at_once(hosts):
     assert hosts.ours(text, fresh=True).away_from(nothing) == 0
 
 
-def test_the_plots_axis(hosts):
-    scripts = hosts.ours.server.get("/sdapi/v1/script-info")
-    found = next(one for one in scripts if one["name"] == "x/y/z plot" and not one["is_img2img"])
-    arguments = [argument["value"] for argument in found["args"]]
-    labels = [argument["label"] for argument in found["args"]]
-    kind = labels.index("X type")
-    arguments[kind] = found["args"][kind]["choices"].index("[Athanor] LoRA weight")
-    arguments[kind + 1] = "0,0.7"
-    arguments[labels.index("Include Sub Images")] = True
-    text = f"{PROMPT} <lora:k_lora:0.2>"
-    plot = hosts.ours(text, script_name="x/y/z plot", script_args=arguments)
-    without, tagged = plot.pictures[-2:]
-    assert (without == hosts.ours().pictures[0]).all()
-    assert (tagged == hosts.ours(LORA).pictures[0]).all()
-
-
 def test_given_files_draw_as_the_hosts_own_loader(request, hosts):
-    """Files that our trainer or LyCORIS itself made: `make_files.py CHECKPOINT DIR`, and DIR behind --files."""
+    """Files that a trainer or LyCORIS itself made for this checkpoint: put a folder of them behind --files."""
     folder = request.config.getoption("--files")
     if not folder:
         pytest.skip("needs files: --files DIR")

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-<<<<<<< HEAD
-from kinds import KINDS, write
-from older_methods import NAME, write_older
-from server import PROMPT, Server
-=======
 from kinds import write
+from older_methods import NAME, write_older
 from patcher_fixtures import OF_OURS_ONLY, THEIRS, tag
 from server import PROMPT
->>>>>>> 8d91502 (Embeddings that do not fit are said so without any tag too; one set of tests for every real WebUI, and reForge's own)
 
 from trainers.formats import safetensors_io
 
 
 @pytest.fixture
-def ours(kind_of_webui, patcher_servers):
-    if kind_of_webui != "forge":
+def ours(which_webui, patcher_servers):
+    if which_webui != "forge":
         pytest.skip("the WebUI is not Forge")
     return patcher_servers[0]
 
@@ -146,10 +141,9 @@ def test_embeddings(ours, patcher_folders):
     assert ours("a drawing of athanorword", fresh=True).away_from(named) > 0
 
 
-<<<<<<< HEAD
-def test_older_methods(ours, alone, webui, state):
+def test_older_methods(ours, alone, webui, patcher_state):
     """Forge does nothing about hypernetworks any more, and never had aesthetic gradients."""
-    files = write_older(webui, state)
+    files = write_older(webui, patcher_state)
     gradient = f"<aesthetic:{NAME}:1:lr=1e-3>"
     try:
         for tag in (f"<hypernet:{NAME}:0.7>", gradient):
@@ -167,12 +161,8 @@ def test_older_methods(ours, alone, webui, state):
             file.unlink()
 
 
-def test_a_broken_file_is_reported_and_stays_where_it_is(ours, folders):
-    path = folders["lora"] / "broken.safetensors"
-=======
 def test_a_broken_file_is_reported_and_stays_where_it_is(ours, patcher_folders):
     path = patcher_folders["lora"] / "broken.safetensors"
->>>>>>> 8d91502 (Embeddings that do not fit are said so without any tag too; one set of tests for every real WebUI, and reForge's own)
     path.write_bytes(b"x" * 5000)
     drawn = ours(f"{PROMPT} <lora:broken:1>", fresh=True)
     assert drawn.away_from(ours()) == 0 and "broken" in drawn.infotext.split("Athanor: ")[1]

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from a1111_fixtures import FLAGS as A1111_FLAGS
 from page_steps import PROMPT, open_tab, opened, train_from_the_form, use_in_prompt, wait_until_done
+from patcher_fixtures import BASE as FORGE_BASE
+from patcher_fixtures import FLAGS as FORGE_FLAGS
 from server import Server
-from test_forge import BASE as FORGE_BASE
-from test_forge import FLAGS as FORGE_FLAGS
 
 BROWSER = os.environ.get("ATHANOR_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
 PICTURES = Path(__file__).resolve().parents[2] / "assets" / "pictures" / "basketball" / "train"

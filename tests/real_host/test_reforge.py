@@ -10,8 +10,8 @@ from server import PROMPT
 
 
 @pytest.fixture
-def ours(kind_of_webui, patcher_servers):
-    if kind_of_webui != "reforge":
+def ours(which_webui, patcher_servers):
+    if which_webui != "reforge":
         pytest.skip("the WebUI is not reForge")
     return patcher_servers[0]
 
