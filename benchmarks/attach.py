@@ -87,7 +87,7 @@ class Bench:
         paths = (ROOT, Path(diffusers.__file__).parents[1])
         environment = Environment(Path(sys.executable), paths=paths, variables={"OMP_NUM_THREADS": "4"})
         self.jobs = Jobs(folder / "runs", environment, auto_device="cuda:0" if device == "cuda" else device)
-        self.jobs.borrow_from(EmbeddedLender(self.studio))
+        self.jobs.borrow_from(EmbeddedLender(self.studio, environment))
         self.studio.turn = self.jobs.turns.drawing
 
     def used(self) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from extension.hosts import lease
 from extension.hosts.a1111_lease import A1111Lender, tell_turns
+from extension.jobs.environment import Environment
 from extension.jobs.lease import (
     ATTACH,
     HAND_OVER,
@@ -178,6 +179,19 @@ def test_systems_that_cannot_share(monkeypatch):
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
     monkeypatch.setattr(lease.torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
     assert "cudaMallocAsync" in lease.system_problem("cuda")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared on Linux only")
+def test_sharing_is_tried_once_with_a_process_of_the_trainers(monkeypatch):
+    monkeypatch.setattr(lease, "_tried", {})
+    ours = Environment(Path(sys.executable), variables={"OMP_NUM_THREADS": "1"})
+    assert lease.trial(ours, torch.device("cpu")) == ""
+    assert lease.trial(replace(ours, python=Path("/nowhere/python")), torch.device("cpu")) == ""  # known already
+    lease._tried.clear()
+    monkeypatch.setattr(lease.Shared, "description", lambda self: {"storages": [], "components": {}})
+    assert "trial of sharing memory failed (KeyError" in lease.trial(ours, torch.device("cpu"))
+    lease._tried.clear()
+    assert "FileNotFoundError" in lease.trial(replace(ours, python=Path("/nowhere/python")), torch.device("cpu"))
 
 
 def test_models_that_cannot_be_shared(monkeypatch):

@@ -13,6 +13,7 @@ import torch
 
 from extension.hosts import lease
 from extension.hosts.a1111 import _sdxl_encoders, family_of
+from extension.jobs.environment import Environment
 from extension.jobs.lease import CannotLend, Holding, Lent
 from extension.jobs.manager import Jobs
 from trainers.formats.live_tensors import Shared
@@ -26,6 +27,7 @@ class A1111Lender:
     Attributes:
         plugin: who answers to `<lora:…>`, and which sessions are open.
         let_go: asks trainers that are attached to save and stop, and waits for them.
+        environment: what the trainers are started with.
         writers: functions of the host that copy other weights into a model's tensors, which is their first argument.
     """
 
@@ -34,6 +36,7 @@ class A1111Lender:
     def __init__(self, plugin: Any) -> None:
         self.plugin = plugin
         self.let_go: Callable[[], None] = lambda: None
+        self.environment = Environment()
         self._shared: list[Shared] = []
         self._undo: list[Callable[[], None]] = []
 
@@ -105,7 +108,8 @@ class A1111Lender:
             self.make_clean()
             components = self.components(sd_model, family)
             lease.check_clean(components, family, Path(str(about["checkpoint"])), self.left_merges(sd_model))
-            shared = lease.export(components, manifest, {**about, "vae_file": self.vae_file()})
+            about = {**about, "vae_file": self.vae_file()}
+            shared = lease.export(components, manifest, about, self.environment)
             self._shared.append(shared)
             return _Lent(shared, self._shared)
 
@@ -175,7 +179,7 @@ class A1111Lender:
     def install(self, jobs: Jobs) -> None:
         """From now on trainings share the device with this host's model."""
         jobs.borrow_from(self)
-        self.let_go = jobs.let_go
+        self.let_go, self.environment = jobs.let_go, jobs.environment
         self.plugin.ownership.is_lent = self.plugin.sessions.is_lent = lambda: self.is_lent
         if self._undo:
             return

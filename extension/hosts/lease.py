@@ -6,7 +6,9 @@ import gc
 import os
 import platform
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 
+from extension.jobs.environment import ROOT, Environment
 from extension.jobs.files import write_json
 from extension.jobs.lease import CannotLend
 from trainers.formats import safetensors_io
@@ -96,13 +99,51 @@ def room_problem(components: Components) -> str:
     return ""
 
 
-def export(components: Components, manifest: Path, about: Mapping[str, Any]) -> Shared:
+_TRIAL_SECONDS = 120.0
+_tried: dict[str, str] = {}
+
+
+def trial(environment: Environment, device: torch.device) -> str:
+    """Has a process of the trainers map a few numbers of ours and compute with them; why that failed, as a clause, or
+    "". Done once for each device, as it takes as long as starting a trainer."""
+    if str(device) not in _tried:
+        numbers = torch.arange(4096, dtype=torch.float32, device=device)
+        shared = Shared({"trial": ("ldm", {"numbers": numbers})})
+        try:
+            with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
+                write_json(Path(folder) / "trial.json", shared.description())
+                _tried[str(device)] = _tried_with(environment, Path(folder) / "trial.json")
+        finally:
+            shared.release()
+    return _tried[str(device)]
+
+
+def _tried_with(environment: Environment, file: Path) -> str:
+    command = environment.command("trainers.bases.live_trial", file)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment.process_variables(), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, encoding="utf-8", errors="replace", timeout=_TRIAL_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"a trial of sharing memory did not end well ({error.__class__.__name__})"
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return "" if done.returncode == 0 else f"a trial of sharing memory failed ({last[:200]})"
+
+
+def export(components: Components, manifest: Path, about: Mapping[str, Any], environment: Environment) -> Shared:
     """Shares the tensors and writes how they are mapped.
+
+    Args:
+        environment: of the trainers; with it sharing a card's memory is tried once before.
 
     Raises:
         CannotLend: they cannot be shared.
     """
     problem = tensors_problem(components) or room_problem(components)
+    card = next(iter(components["unet"][1].values())).device
+    if not problem and card.type == "cuda":
+        problem = trial(environment, card)
     if problem:
         raise CannotLend(problem)
     try:

@@ -8,14 +8,15 @@ from typing import Any
 
 from extension.hosts import lease
 from extension.hosts.embedded.engine import Studio
+from extension.jobs.environment import Environment
 from extension.jobs.lease import CannotLend, Holding, Lent
 
 
 class EmbeddedLender:
     """The studio's model. Another model is always loaded into storages of its own, so what was given away stays."""
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+    def __init__(self, studio: Studio, environment: Environment | None = None) -> None:
+        self.studio, self.environment = studio, environment or Environment()
 
     def _components(self) -> lease.Components:
         base = self.studio.model.base
@@ -37,7 +38,7 @@ class EmbeddedLender:
         with self.studio.lock:
             if not self.studio.model.in_memory:
                 raise CannotLend("the model was just freed")
-            return lease.export(self._components(), manifest, {**about, "vae_file": ""})
+            return lease.export(self._components(), manifest, {**about, "vae_file": ""}, self.environment)
 
     def free(self) -> int:
         """Frees the model once nothing is drawn."""

@@ -34,7 +34,7 @@ def add_training(app: FastAPI, studio: Studio) -> Workshop:
     studio.library.live = live_files_of(host)
     workshop = workshop_for(host, studio.bases, folders.get, lambda method: studio.rescan(), folders=lambda: shipped)
     workshop.draw = partial(_draw, studio)
-    workshop.jobs.borrow_from(EmbeddedLender(studio))
+    workshop.jobs.borrow_from(EmbeddedLender(studio, workshop.jobs.environment))
     studio.turn = workshop.jobs.turns.drawing
     add_routes(app, workshop)
     add_asset_routes(app)
