@@ -20,7 +20,8 @@ HASH_DISTANCE = 6
 COLOUR_DISTANCE = 18.0
 """... and no cell of a 4 x 4 grid differs in colour by more than this, on average (0 to 255)."""
 
-_HASH_SIDE, _LOW = 32, 9
+_HASH_SIDE, _LOW, _HASH_BYTES = 32, 9, 10
+_BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 _BORDER = 0.05
 _SAME_COLOUR = 30.0
 
@@ -134,11 +135,17 @@ def are_alike(one: Looks, other: Looks) -> bool:
 
 def groups_of_alike(looks: Sequence[Looks]) -> list[list[int]]:
     """Positions of pictures that are nearly the same as the first of their group; only groups of two and more."""
+    hashes = np.array([list(each.hash.to_bytes(_HASH_BYTES, "big")) for each in looks], dtype=np.uint8)
+    hashes = hashes.reshape(-1, _HASH_BYTES)
+    first_of_group = np.empty_like(hashes)
     leaders: list[int] = []
     groups: dict[int, list[int]] = {}
     for number, each in enumerate(looks):
-        leader = next((first for first in leaders if are_alike(looks[first], each)), None)
+        bits = _BITS[first_of_group[: len(leaders)] ^ hashes[number]].sum(axis=1)
+        near = (leaders[place] for place in np.flatnonzero(bits <= HASH_DISTANCE))
+        leader = next((first for first in near if are_alike(looks[first], each)), None)
         if leader is None:
+            first_of_group[len(leaders)] = hashes[number]
             leaders.append(number)
         else:
             groups.setdefault(leader, [leader]).append(number)

@@ -58,7 +58,7 @@ class Watch:
             self.show.line(f"{finding.text} {finding.what_to_do}".strip())
             held = finding.severity == STOP and finding.id not in self.s.job.override_checks
             if held and not at_end:
-                self.stop_why = f"{finding.text} {finding.what_to_do} To go on all the same, resume it."
+                self.stop_why = f"Stopped by the check “{finding.id}”. To go on all the same, resume the run."
 
     # --- before the first step
 
@@ -138,7 +138,8 @@ class Watch:
             self._held_out.append((counters.step, fields["loss"]))
             found.append(running.burnt(self._held_out))
         if "prior_loss" in fields:
-            found.append(running.forgetting(counters.step, fields["prior_loss"], fields["prior_base_loss"]))
+            toy = is_toy(self.s.info.parameters)
+            found.append(running.forgetting(counters.step, fields["prior_loss"], fields["prior_base_loss"], toy))
         self._tell(found, counters, at_end=is_last)
 
     def _measured_before(self, step: int) -> list[tuple[int, float]]:
