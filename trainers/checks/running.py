@@ -78,7 +78,7 @@ def burnt(losses: Sequence[tuple[int, float]]) -> Finding | None:
 
 
 def forgetting(step: int, prior: float, base_prior: float, is_toy: bool = False) -> Finding | None:
-    """The loss on unrelated pictures, beside the untrained base's. A toy has no room to keep much: nothing red there."""
+    """The loss on unrelated pictures, beside the untrained base's; a toy has no room to spare, so nothing is red."""
     if not base_prior or prior <= PRIOR_WARN * base_prior:
         return None
     is_bad = prior > PRIOR_STOP * base_prior and not is_toy
