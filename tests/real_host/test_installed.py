@@ -134,7 +134,7 @@ def test_a_lora_is_trained_and_drawn_with(person):
         ".athanor-detail"
     ).inner_text()
     page.get_by_role("button", name="Use in prompt").first.click()
-    person.tab("txt2img")
+    person.tab("Txt2img" if person.forge else "txt2img")
     prompt = page.locator("#txt2img_prompt textarea")
     page.wait_for_function("document.querySelector('#txt2img_prompt textarea').value.includes('<lora:')")
     prompt.fill(f"{PROMPT} {prompt.input_value().partition(' ')[2]}")

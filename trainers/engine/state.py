@@ -45,9 +45,18 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def _plain(content: Any) -> Any:
+    """The same content without parameters: torch before 2.4 does not read back one that carries attributes."""
+    if isinstance(content, dict):
+        return {name: _plain(one) for name, one in content.items()}
+    if isinstance(content, (list, tuple)) and type(content) in (list, tuple):
+        return type(content)(_plain(one) for one in content)
+    return content.detach() if isinstance(content, torch.nn.Parameter) else content
+
+
 def _write(path: Path, content: Any) -> None:
     with open(path, "wb") as file:
-        torch.save(content, file)
+        torch.save(_plain(content), file)
         file.flush()
         os.fsync(file.fileno())
 
