@@ -55,7 +55,7 @@ def test_two_files_say_the_same(train):
     assert torch.equal(bundled.pop("bundle_emb.zog.emb_params"), word.vectors["text_encoder"])
     assert set(bundled) == set(lora) and all(torch.equal(bundled[name], lora[name]) for name in lora)
     assert method_of(two / "zog.safetensors", "pivotal") == "textual_inversion"
-    assert method_of(two / "zog-style.safetensors", "pivotal") == "pivotal"
+    assert method_of(two / "zog-style.safetensors", "pivotal") == "lora"
     for folder in (one, two):  # going on from either keeps both parts
         still = {"learning_rate": 0.0, "text_encoder_lr": 0.0, "embedding_lr": 0.0, "norm_limit": 0}
         code, more = train(folder=f"more-{folder.name}", init_from=str(folder / "zog-style.safetensors"), **still)

@@ -13,7 +13,7 @@ from io import BytesIO
 
 import pytest
 import torch
-from jobs_helpers import fake_environment
+from jobs_helpers import fake_environment, until
 from page_steps import PROMPT, open_tab, opened, train_from_the_form, wait_until_done
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -140,7 +140,7 @@ def test_a_red_finding_holds_the_run_back_until_it_is_ticked(page, tab, workshop
     tab.get_by_label("Train all the same").press("Space")
     tab.get_by_text("Ready to train.").wait_for()
     tab.get_by_role("button", name="Train", exact=True).press("Enter")
-    tab.get_by_text("zwx").first.wait_for()
+    until(lambda: any(view.id == "zwx" for view in workshop.jobs.all()))
     assert workshop.jobs.raw_job("zwx")["override_checks"] == ["amount"]
     assert page.errors == []
 

@@ -160,14 +160,14 @@ def test_embeddings_that_do_not_fit_are_said_so(hosts):
     paths = [hosts.embedding("athanorwide", hosts.width + 16), hosts.embedding("castle", hosts.width)]
     try:
         wide = hosts.ours("a drawing of athanorwide", fresh=True)
-        assert 'The embedding \\"athanorwide\\" is for' in wide.infotext
+        assert 'The embedding "athanorwide" is for' in wide.infotext
         word = hosts.ours("a castle on a hill", "blurry", fresh=True)
-        assert 'The embedding \\"castle\\" takes the place of the word' in word.infotext
+        assert 'The embedding "castle" takes the place of the word' in word.infotext
         negative = hosts.ours("a hill", "castle", fresh=True)
-        assert 'The embedding \\"castle\\" takes the place of the word' in negative.infotext
+        assert 'The embedding "castle" takes the place of the word' in negative.infotext
         assert "Athanor" not in hosts.ours("a hill", fresh=True).infotext
         tag = hosts.ours("a drawing of <ti:athanorwide:0.5>", fresh=True)
-        assert 'The embedding \\"athanorwide\\" is for' in tag.infotext
+        assert 'The embedding "athanorwide" is for' in tag.infotext
     finally:
         for path in paths:
             path.unlink()
