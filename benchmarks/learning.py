@@ -73,12 +73,13 @@ def _toy(**options: Any) -> dict[str, Any]:
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Name -> options beside `COMMON`. Those that start with "field" or "recipe" answer the first question."""
+    """Name -> options beside `COMMON`. "field…", "demo" and "recipe…" answer the first question."""
     lora = _toy(method="lora", rank=16, alpha=16, learning_rate=1e-3, text_encoder_lr=1e-3)
     recipe = _of_preset("sd1-object", warmup=10)
     return {
         "field-alpha-1": {**FIELD, "alpha": 1},
         "field-alpha-16": {**FIELD, "alpha": 16},
+        "demo": {**_of_preset("demo"), **HELD},  # what is taken for the embedded base
         "recipe": recipe,
         "recipe-held": {**recipe, **HELD},
         "lora": lora,

@@ -19,7 +19,7 @@ from trainers.engine.optimizers import OPTIMIZERS
 HEADROOM = 0.08
 # Workspaces of cuBLAS, cuDNN and the allocator's rounding; on the CPU what the process takes besides its tensors
 # (measured: 0.5 GiB with a tiny model, 0.7 GiB with SD1 at 256 px in fp32).
-LIBRARIES = {"cuda": 300 * 2**20, "xpu": 300 * 2**20, "cpu": 600 * 2**20}
+LIBRARIES = {"cuda": 200 * 2**20, "xpu": 200 * 2**20, "cpu": 600 * 2**20}
 # With the optimizer's step inside the backward pass: what one weight's update takes for each of its values (gradient
 # and weight in float32, the update, squares, random numbers), and Adafactor's state for weights seen as matrices.
 FUSED_BYTES, FUSED_ADAFACTOR_BYTES = 24, 0.02
@@ -211,15 +211,17 @@ def _plan(facts: _Facts, base_dtype: str, checkpointing: bool) -> MemoryPlan:
     if facts.trains_base and facts.job.weights_dtype == "fp32" and itemsize < 4 and not checkpointing:
         items["weights as computed with"] = facts.trainable * itemsize
         resident += items["weights as computed with"]
+    # With the step inside the backward pass a gradient only comes when activations have gone.
+    spared = min(items["gradients"], items["activations"]) if job.get("fused_backward") else 0
     # A model that is kept smaller than it computes is loaded in the larger format first.
     loaded = max(itemsize, _itemsize(base_dtype)) * items["base weights"] // max(1, _itemsize(base_dtype))
     loaded += items.get("trained weights", 0)
-    encoding = activations.encoding_bytes(vae, facts.resolution, job.vae_batch_size, itemsize)
+    encoding = activations.encoding_bytes(vae, facts.resolution, job.vae_batch_size, itemsize, facts.device_type)
     items["autoencoder, while caching"] = vae * itemsize + int(encoding)
     stages = {
         "caching pictures": items["autoencoder, while caching"] + items["libraries"],
         "loading": loaded,
-        "training": resident + items["activations"],
+        "training": resident + items["activations"] - spared,
     }
     if not facts.text_trained:
         items["text encoders, while caching"] = 0 if facts.attached else facts.text_parameters * itemsize
