@@ -84,8 +84,9 @@ def _shot(request, page, kind, name) -> None:
 def _set(page, option, value) -> None:
     tab = page.locator("#athanor")
     tab.get_by_label("Search", exact=True).fill(option)
-    tab.get_by_label(option, exact=True).fill(value)
-    tab.get_by_label(option, exact=True).press("Tab")
+    field = tab.get_by_label(re.compile(rf"^{option}( \(.*\))?$")).first  # some have a unit behind
+    field.fill(value)
+    field.press("Tab")
     tab.get_by_label("Search", exact=True).fill("")
 
 
