@@ -19,6 +19,9 @@ from trainers import options
 from trainers.errors import InputError
 from trainers.options import fields_for
 
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "pictures"
+"""The pictures that come with the project."""
+
 PATH_OPTIONS = tuple(option.name for option in options.FIELDS if option.kind == "path")
 
 
@@ -77,7 +80,8 @@ class Workshop:
     def roots(self) -> list[Path]:
         """The folders that a page or a client may name files in."""
         added = (read_json(self._added_file) or {}).get("folders", [])
-        every: Iterable[Path] = [self.pictures, self.jobs.runs, *self.adapters(), *self.folders(), *map(Path, added)]
+        own = [self.pictures, self.jobs.runs, BUNDLED]
+        every: Iterable[Path] = [*own, *self.adapters(), *self.folders(), *map(Path, added)]
         return list(dict.fromkeys(path.resolve() for path in every))
 
     def picture_roots(self) -> list[Path]:
@@ -162,9 +166,13 @@ class Workshop:
         skip = self.clip_skip()
         done["run"] = {} if skip is None else {"host_clip_skip": skip}
         known = {option.name for option in fields_for(str(done.get("method", "lora")))}
+        base = next((base for base in self.bases() if str(base.path) == str(done.get("base"))), None)
+        toy = bool(base and is_toy(base))
         if "sample_prompts" in known and not done.get("sample_prompts"):
-            base = next((base for base in self.bases() if str(base.path) == str(done.get("base"))), None)
-            done["sample_prompts"] = default_samples(done, bool(base and is_toy(base)))
+            done["sample_prompts"] = default_samples(done, toy)
+        if toy and done.get("prior_target") == "base" and not done.get("regularisation_data"):
+            # So small a model has no room to spare: its recipe holds it to what it knows already.
+            done["regularisation_data"] = str(BUNDLED / "unrelated")
         if skip is not None and "clip_skip" in known and done.get("clip_skip") in (None, ""):
             done["clip_skip"] = skip
         return done
