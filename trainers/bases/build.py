@@ -139,6 +139,15 @@ def _module_name(module: torch.nn.Module, name: str) -> str:
     return name
 
 
+def number_positions(module: torch.nn.Module) -> None:
+    """Gives CLIP's position numbers, which no file holds, to a module from the meta device; where its weights lie."""
+    for owner in module.modules():
+        positions = owner._buffers.get("position_ids")
+        if positions is not None and positions.is_meta:
+            numbers = torch.arange(positions.shape[-1], device=next(module.parameters()).device)
+            owner._buffers["position_ids"] = numbers.expand((1, -1)).clone()
+
+
 def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """Puts tensors (canonical names) into a module that was built on the meta device; nothing is copied.
 
@@ -156,11 +165,7 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str
             have, want = list(renamed[name].shape), list(parameter.shape)
             raise InputError(f"{what}: {name} has the shape {have} where {want} is needed; this model is not known.")
     module.load_state_dict({name: renamed[name] for name in wanted if name in renamed}, strict=False, assign=True)
-    for owner in module.modules():
-        positions = owner._buffers.get("position_ids")
-        if positions is not None and positions.is_meta:
-            numbers = torch.arange(positions.shape[-1], device=next(module.parameters()).device)
-            owner._buffers["position_ids"] = numbers.expand((1, -1)).clone()
+    number_positions(module)
     left = [name for name, value in [*module.named_parameters(), *module.named_buffers()] if value.is_meta]
     if left:
         raise RuntimeError(f"{what}: {left[0]} was not filled")

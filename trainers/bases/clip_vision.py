@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from trainers.bases.build import number_positions
 from trainers.errors import InputError
 from trainers.formats import pickles, safetensors_io
 
@@ -147,15 +148,7 @@ def load_clip_vision(folder: Path | str, device: torch.device | str = "cpu") -> 
     except RuntimeError as error:
         why = str(error).splitlines()[-1].strip()
         raise InputError(f"clip_model: the weights in {folder} do not fit its config.json ({why}).") from None
-    _fill_positions(model)
+    number_positions(model)
     model.to(device).eval().requires_grad_(False)
     text = None if projection is None or projection.dim() != 2 else projection.float()
     return ClipVision(folder, model, _look(folder, config.image_size), config.projection_dim, text)
-
-
-def _fill_positions(model: torch.nn.Module) -> None:
-    """Positions are numbered by the module itself, not by the file; on "meta" they were not."""
-    for owner in model.modules():
-        positions = owner._buffers.get("position_ids")
-        if positions is not None:
-            owner._buffers["position_ids"] = torch.arange(positions.shape[-1]).expand((1, -1)).clone()
