@@ -18,6 +18,9 @@ from trainers.options import DATA, METHODS, ONE_PASS, fields_for
 from trainers.presets import FOLDER, load_preset, preset_names
 from trainers.spec import convert, read_yaml
 
+BUNDLED = FOLDER.parent / "assets" / "pictures"
+"""The pictures that come with the project."""
+
 LEAST_EXPOSURES = 1000
 """Fewer than these teach nothing that can be judged, so no pace goes below them unless the recipe itself does."""
 
@@ -105,7 +108,8 @@ def compose(wish: Wish) -> Recipe:
         values = _with_exposures(values, exposures)
     wanted, capped = _dose(wish, _exposures(values))
     values = _with_exposures(values, wanted)
-    values = _watched(values, {option.name for option in fields_for(wish.method)})
+    known = {option.name for option in fields_for(wish.method)}
+    values = _watched(_held_to_its_base(values, wish, known), known)
     return Recipe({**values, "method": wish.method}, preset, wanted and _exposures(values), changes, capped)
 
 
@@ -186,6 +190,12 @@ def _own_recipe(wish: Wish, known: Mapping[str, Any]) -> dict[str, Any]:
                 if name not in _about_pictures(_preset(other), known)
             }
     return methods()[wish.method].get("recipe", {}).get(_families(wish.base)[-1], {})
+
+
+def _held_to_its_base(values: dict[str, Any], wish: Wish, known: set[str]) -> dict[str, Any]:
+    """So small a model has no room to spare: a recipe that holds it to what it knows needs pictures of other things."""
+    wanted = is_toy(wish.base) and values.get("prior_target") == "base" and "regularisation_data" in known
+    return {"regularisation_data": str(BUNDLED / "unrelated"), **values} if wanted else values
 
 
 _RATES = ("rank", "alpha", "learning_rate", "text_encoder_lr")

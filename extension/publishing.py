@@ -56,7 +56,7 @@ def publish(workshop: Workshop, run_id: str, file: str = "", name: str = "", rep
                 return _told(workshop, made, source, target, copied=False)
             if not replace:
                 return {"taken": target.stem, "free": _free(target)}
-            moved(workshop, made.method, target.stem, None)  # whichever run had it there
+            moved(workshop, method_of(source, made.method), target.stem, None)  # whichever run had it there
         _put(workshop, made, source, target)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}).") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extension.composing import default_samples, is_toy
+from extension.composing import BUNDLED, default_samples, is_toy
 from extension.jobs.files import read_json, write_json
 from extension.jobs.manager import Jobs
 from extension.own_presets import OwnPresets
@@ -18,9 +18,6 @@ from extension.tokens import Tokenize
 from trainers import options
 from trainers.errors import InputError
 from trainers.options import fields_for
-
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "pictures"
-"""The pictures that come with the project."""
 
 PATH_OPTIONS = tuple(option.name for option in options.FIELDS if option.kind == "path")
 
@@ -170,9 +167,6 @@ class Workshop:
         toy = bool(base and is_toy(base))
         if "sample_prompts" in known and not done.get("sample_prompts"):
             done["sample_prompts"] = default_samples(done, toy)
-        if toy and done.get("prior_target") == "base" and not done.get("regularisation_data"):
-            # So small a model has no room to spare: its recipe holds it to what it knows already.
-            done["regularisation_data"] = str(BUNDLED / "unrelated")
         if skip is not None and "clip_skip" in known and done.get("clip_skip") in (None, ""):
             done["clip_skip"] = skip
         return done

@@ -3,7 +3,7 @@
 (function () {
   const athanor = (window.athanor = window.athanor || {});
   const t = (...words) => athanor.t(...words);
-  const CARDS = { lora: "lora", textual_inversion: "textual_inversion", hypernetwork: "hypernetworks", dreambooth: "checkpoints" };
+  const CARDS = { lora: "lora", pivotal: "lora", textual_inversion: "textual_inversion", hypernetwork: "hypernetworks", dreambooth: "checkpoints" };
   const BASE_LISTS = ["refresh_sd_model_checkpoint", "forge_refresh_checkpoint"];
 
   /** Has the host's own lists show a new file; hosts without cards have nothing to press. */

@@ -4,7 +4,7 @@
   const athanor = (window.athanor = window.athanor || {});
   athanor.screens = athanor.screens || {};
   const t = (...words) => athanor.t(...words);
-  const METHODS = { lora: "LoRA", textual_inversion: "Textual Inversion", hypernetwork: "Hypernetwork", dreambooth: "DreamBooth",
+  const METHODS = { lora: "LoRA", pivotal: "Pivotal tuning", textual_inversion: "Textual Inversion", hypernetwork: "Hypernetwork", dreambooth: "DreamBooth",
     aesthetic_gradient: "Aesthetic Gradient" };
   const FAMILIES = { sd1: "SD1", sd2: "SD2", sdxl: "SDXL" };
   const WITH_TRIGGER = ["lora", "dreambooth"];

@@ -14,7 +14,7 @@
   };
   const FAMILIES = { sd1: "Stable Diffusion 1", sd2: "Stable Diffusion 2", sdxl: "SDXL" };
   const ASKED = ["name", "trigger", "base", "data", "init_from"]; // questions of their own, above
-  const STARTS = ["lora", "textual_inversion"]; // methods that can go on from a file
+  const STARTS = ["lora", "textual_inversion", "pivotal", "hypernetwork"]; // methods that can go on from a file
   const form = (athanor.form = { purpose: "object", pace: "balanced", method: "lora", preset: "", memory: null, pictures: null,
     recipe: {}, changed: {}, schema: [], overridden: new Set(), own: [] });
 
@@ -124,6 +124,8 @@
 
   function describeBase() {
     const base = (form.bases || []).find((each) => each.path === parts.base.value);
+    parts.base.disabled = form.method === "aesthetic_gradient";
+    if (parts.base.disabled) return athanor.fill(parts.facts, t("This method does not use the model: a CLIP model looks at the pictures (clip_model under Expert)."));
     if (!base) return athanor.fill(parts.facts, t("There is no base model yet: put one into the WebUI's models folder."));
     const chip = (text, help) => h("span", { class: "athanor-fact" }, text, help ? athanor.help(help) : "");
     const predicts = { epsilon: t("predicts noise"), v: t("predicts velocity (v)") }[base.prediction] || t("prediction found before training");
@@ -176,6 +178,7 @@
     form.method = parts.methods.value = method;
     form.changed = {};
     form.preset = "";
+    describeBase();
     await Promise.all([compose(), startingPoints().catch((error) => athanor.refused(error))]);
   }
 

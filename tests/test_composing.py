@@ -76,6 +76,13 @@ def test_memory_keeps_the_effective_batch_names_what_it_alters_and_fits(family, 
         assert plan.base_dtype != "fp8" or "base_dtype" in fitted.changes
 
 
+def test_a_toys_recipe_shows_the_pictures_that_hold_it_to_its_base():
+    toy = compose(Wish(BASES["toy"])).values
+    assert any(Path(toy["regularisation_data"]).glob("*.png")) and toy["prior_target"] == "base"
+    assert "regularisation_data" not in compose(Wish(BASES["sd1"])).values
+    assert "regularisation_data" not in compose(Wish(BASES["toy"], method="aesthetic_gradient")).values
+
+
 def test_what_is_no_choice_is_named():
     with pytest.raises(InputError) as told:
         compose(Wish(BASES["sd1"], "persn", "never", "loraa", 7, "sd1-persn"))
