@@ -1,12 +1,15 @@
-"""The adapter kinds beside LoRA: trained, saved, read by LyCORIS and by our injection, all with equal outputs."""
+"""Every kind of adapter: trained, saved, read by LyCORIS, PEFT, diffusers and our injection, all with equal outputs."""
 
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from injection_models import unet_inputs
+from peft import PeftModel
 from training_helpers import header_of, job_values, killed_and_resumed, make_pictures
 
 from extension.injection import AdapterFiles, Injection, constant_use
@@ -18,6 +21,7 @@ from trainers.formats.adapter_keys import recognise
 from trainers.formats.safetensors_io import load
 from trainers.formats.sites import text_sites, unet_sites
 from trainers.methods.lycoris_kinds import KINDS
+from trainers.options import BLOCKS
 
 PARTS = {
     "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"},
@@ -38,6 +42,7 @@ def train(tiny_base, tmp_path):
         rates = {"learning_rate": 0.05, "text_encoder_lr": 0.05}
         values = job_values(tiny_base(family), pictures, steps=2, save_dtype="fp32", kind=kind, **rates)
         values |= {"name": "zog", **changes}
+        values = {name: value for name, value in values.items() if value is not None}
         return running.start(spec.parse(values), tmp_path / folder), tmp_path / folder
 
     return run
@@ -62,12 +67,35 @@ def through_lycoris(base, path):
                 continue
             weights = cls.extract_state_dict(stored, site.name)
             layer = module_for(base, site)
-            with torch.no_grad():
-                module = cls.make_module_from_state_dict(site.name, layer, *weights)
+            if kind.algorithm == "ia3":  # its own way to rebuild does not tell inputs from outputs
+                module = cls(site.name, layer, train_on_input=bool(stored[f"{site.name}.on_input"]))
+                module.weight.data.copy_(weights[0])
+            else:
+                with torch.no_grad():
+                    module = cls.make_module_from_state_dict(site.name, layer, *weights)
             module.apply_to()
             kept.append(module.eval())
             break
     return kept
+
+
+def through_injection(base, path, text=True):
+    """What the model says with our injection of the file; the model is as before afterwards."""
+    plain = outputs(base)
+    injection = Injection("sd1", {"unet": base.unet, "text_encoder": base.text_encoders[0]})
+    owner = type("Processing", (), {})()
+    generation = injection.begin(owner, [constant_use(AdapterFiles().get(path))])
+    assert generation.sentences("sd1") == []
+    ours = outputs(base)
+    injection.end(owner)
+    acts = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, plain, strict=True)]
+    assert acts == [True, text]
+    return ours
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
 
 
 def by_formula(base, path):
@@ -100,20 +128,58 @@ def test_trained_file_means_the_same_everywhere(train, tiny_base, kind):
     metadata = header_of(path)["__metadata__"]
     assert metadata["ss_network_module"] == "lycoris.kohya" and KINDS[kind].algorithm in metadata["ss_network_args"]
     base = load_base(tiny_base("sd1"))
-    plain = outputs(base)
-    injection = Injection("sd1", {"unet": base.unet, "text_encoder": base.text_encoders[0]})
-    owner = type("Processing", (), {})()
-    generation = injection.begin(owner, [constant_use(AdapterFiles().get(path))])
-    assert generation.sentences("sd1") == []
-    ours = outputs(base)
-    injection.end(owner)
-    assert all(not torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, plain, strict=True))
-    if kind != "ia3":  # LyCORIS rebuilds (IA)3 without telling inputs from outputs
-        theirs = copy.deepcopy(base)
-        # ... and DoRA for the output axis only, so that one is compared with the formula itself
-        assert by_formula(theirs, path) if kind == "dora" else through_lycoris(theirs, path)
-        for a, b in zip(ours, outputs(theirs), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+    ours = through_injection(base, path)
+    theirs = copy.deepcopy(base)
+    # LyCORIS rebuilds DoRA for the output axis only, so that one is compared with the formula itself.
+    assert by_formula(theirs, path) if kind == "dora" else through_lycoris(theirs, path)
+    assert_same(ours, outputs(theirs))
+
+
+@pytest.mark.parametrize(
+    ("rank", "options"), [(8, {"conv_rank": 4, "conv_alpha": 3.0}), (4, {"rslora": True, "alpha": 2.0})],
+    ids=["locon", "rslora"],
+)  # fmt: skip
+def test_lora_with_convolutions_or_another_scale_means_the_same_everywhere(train, tiny_base, rank, options):
+    code, folder = train("lora", rank=rank, **options)
+    assert code == 0
+    path = folder / "zog.safetensors"
+    stored = load(path)[0]
+    ranks = {tensor.shape[0] for name, tensor in stored.items() if name.endswith("lora_down.weight")}
+    alphas = {tensor.item() for name, tensor in stored.items() if name.endswith(".alpha")}
+    assert (ranks, alphas) == (({8, 4}, {4.0, 3.0}) if "conv_rank" in options else ({4}, {4.0}))  # 2 * sqrt(4)
+    base = load_base(tiny_base("sd1"))
+    ours = through_injection(base, path)
+    theirs = copy.deepcopy(base)
+    assert len(through_lycoris(theirs, path)) == len([name for name in stored if name.endswith(".alpha")])
+    assert_same(ours, outputs(theirs))
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base("sd1", "diffusers"), local_files_only=True)
+    pipe.load_lora_weights(folder, weight_name=path.name)
+    assert_same(ours, outputs(SimpleNamespace(unet=pipe.unet, text_encoders=[pipe.text_encoder])))
+    code, folder = train("lora", rank=rank, file_format="peft", folder="peft", **options)
+    assert code == 0
+    modules = {"unet": base.unet, "text_encoder": base.text_encoders[0]}
+    unet, text = (PeftModel.from_pretrained(root, str(folder / "zog" / name)) for name, root in modules.items())
+    assert_same(ours, outputs(SimpleNamespace(unet=unet.base_model.model, text_encoders=[text.base_model.model])))
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "dreambooth", "output": "difference"}], ids=["kind", "dreambooth"])
+def test_full_difference_of_chosen_blocks_means_the_same_everywhere(train, tiny_base, options):
+    """Both ways to it: as a kind of adapter, and as what a whole model differs in."""
+    blocks = ["mid", "down_1"]
+    if options:
+        code, folder = train(None, rank=None, blocks=blocks, train_text_encoder=False, **options)
+    else:
+        others = {name: 0 for name in BLOCKS if name not in blocks}
+        code, folder = train("full", train_text_encoder=False, block_ranks=others)
+    assert code == 0
+    path = folder / "zog.safetensors"
+    found = {"_".join(name.split("_")[2:5]) for name in load(path)[0]}
+    assert found == {"mid_block_attentions", "down_blocks_1"} | ({"mid_block_resnets"} if options else set())
+    base = load_base(tiny_base("sd1"))
+    ours = through_injection(base, path, text=False)
+    theirs = copy.deepcopy(base)
+    assert through_lycoris(theirs, path)
+    assert_same(ours, outputs(theirs))
 
 
 def test_full_is_measured_against_the_base_itself(train, tmp_path):
@@ -130,9 +196,11 @@ def test_full_is_measured_against_the_base_itself(train, tmp_path):
     assert found[0][-1]["loss"] != found[0][-1]["base_loss"]
 
 
-@pytest.mark.parametrize("kind", ["loha", "oft"])
+@pytest.mark.parametrize("kind", ["lora", *sorted(PARTS)])
 def test_resumes_to_the_same_bytes(train, monkeypatch, kind):
-    whole, broken = killed_and_resumed(train, monkeypatch, kind, dropout=0.1)
+    more = {"conv_rank": 4, "rslora": True, "lora_plus": 4} if kind == "lora" else {}
+    blocks = {name: 0 for name in BLOCKS if name not in ("mid", "text")}  # few layers are quick, and enough
+    whole, broken = killed_and_resumed(train, monkeypatch, kind, rank=8, dropout=0.1, block_ranks=blocks, **more)
     assert (whole / "zog.safetensors").read_bytes() == (broken / "zog.safetensors").read_bytes()
 
 
