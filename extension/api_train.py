@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict
+from io import BytesIO
 from typing import Any
 
 from fastapi import APIRouter, Body, Query
@@ -11,6 +13,7 @@ from extension import composing, job_files
 from extension.api_support import map_of, text_of
 from extension.choosing import Question, answer, time_of
 from extension.composing import Wish
+from extension.grids import SEED, Drawing
 from extension.recipes import Base, describe_base
 from extension.starting import starting_points
 from extension.tokens import ribbon
@@ -128,7 +131,16 @@ def _add_bases(router: APIRouter, workshop: Workshop) -> None:
     def bases() -> dict[str, Any]:
         """The base models that can be trained on; the one that is loaded is marked."""
         found = [{**asdict(base), "path": str(base.path)} for base in workshop.bases()]
-        return {"bases": found, "clip_skip": workshop.clip_skip()}
+        return {"bases": found, "clip_skip": workshop.clip_skip(), "can_draw": workshop.draw is not None}
+
+    @router.post("/bases/draw")
+    def drawn(body: dict[str, Any] = _BODY) -> dict[str, Any]:
+        """A picture of `prompt` with a fixed `seed`, by the loaded model; to see what a word means to it already."""
+        if workshop.draw is None:
+            raise InputError("No picture can be drawn here: this page has no model to draw with.")
+        prompt, out = text_of(body, "prompt")[:_LONGEST_TEXT], BytesIO()
+        workshop.draw(Drawing(prompt, seed=_number(body, "seed") or SEED)).save(out, "PNG")
+        return {"picture": "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")}
 
     @router.get("/starting-points")
     def files(method: str = "lora") -> dict[str, Any]:

@@ -84,13 +84,13 @@
   athanor.problems = (sentences, kind) =>
     sentences && sentences.length
       ? h("ul", { class: `athanor-said athanor-${kind || "problem"}`, role: kind ? "status" : "alert" },
-          sentences.map((sentence) => h("li", {}, String(sentence))))
+          sentences.map((sentence) => h("li", {}, athanor.said(sentence))))
       : "";
 
   athanor.say = function (...sentences) {
     const place = document.getElementById("athanor-toast");
     if (!place) return;
-    athanor.fill(place, sentences.map((sentence) => h("p", {}, sentence)));
+    athanor.fill(place, sentences.map((sentence) => h("p", {}, athanor.said(sentence))));
     place.classList.add("athanor-shown");
     clearTimeout(athanor.sayTimer);
     athanor.sayTimer = setTimeout(() => place.classList.remove("athanor-shown"), 6000);
@@ -187,7 +187,7 @@
   };
 
   // What the other scripts bring; some hosts load them in any order, and after the tab is there.
-  const PARTS = ["setupBanner", "labelled", "drawOptions", "plot", "beforePanel", "picturePlace", "ribbon", "methodChooser", "presetRow"];
+  const PARTS = ["said", "setupBanner", "labelled", "drawOptions", "plot", "beforePanel", "picturePlace", "ribbon", "methodChooser", "presetRow"];
   const isWhole = () => ORDER.every((name) => athanor.screens[name]) && PARTS.every((name) => athanor[name]);
 
   function mount() {

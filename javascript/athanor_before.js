@@ -46,7 +46,7 @@
       row(t("Steps"), steps ? (about ? t("about {0}", steps) : String(steps)) : "–", t("One step shows the model a few pictures and changes what is learned a little.")),
       row(t("Time"), time ? athanor.timeText(time) : t("found by looking")),
       row(t("Memory"), memory ? t("{0} of {1} free", athanor.size(memory.peak_bytes), athanor.size(memory.free_bytes)) : t("found by looking")),
-      facts && facts.sharing ? row(t("Shared"), t(facts.sharing.reason), t("How training and drawing share the graphics card.")) : "",
+      facts && facts.sharing ? row(t("Shared"), athanor.said(facts.sharing.reason), t("How training and drawing share the graphics card.")) : "",
       row(t("Trained on"), (facts ? facts.device : form.known.device) === "cpu" ? t("the processor (slow)") : t("the graphics card")));
   };
 
@@ -117,7 +117,25 @@
         side.ready = now;
       } }), " ", t("Train all the same")) : "";
     return h("li", { class: `athanor-finding athanor-${each.severity}` }, h("span", { class: "athanor-sign", "aria-label": { stop: t("red"), warn: t("yellow"), ok: t("fine") }[each.severity], role: "img" }, SIGNS[each.severity]),
-      h("div", {}, h("p", {}, each.text), each.what_to_do && each.severity !== "ok" ? h("p", { class: "athanor-quiet" }, each.what_to_do) : "", pictures(each), tick));
+      h("div", {}, h("p", {}, athanor.said(each.text)), each.what_to_do && each.severity !== "ok" ? h("p", { class: "athanor-quiet" }, athanor.said(each.what_to_do)) : "", pictures(each), drawing(each), tick));
+  }
+
+  /** What the base draws for a word that it knows already: shown on demand, for the base that is loaded. */
+  function drawing(each) {
+    const base = form.bases.find((one) => one.path === form.parts.base.value), word = form.parts.trigger.value.trim();
+    if (each.id !== "trigger" || each.severity !== "warn" || !word || !form.canDraw || !base || !base.loaded) return "";
+    const place = h("p", { class: "athanor-drawn" }), button = h("button", { type: "button", onclick: () => athanor.busy(button, async () => {
+      place.textContent = t("The WebUI is drawing …");
+      try {
+        const seeds = [42, 43], made = [];
+        for (const seed of seeds) made.push((await athanor.api("bases/draw", { prompt: word, seed })).picture);
+        athanor.fill(place, made.map((picture) => h("img", { src: picture, alt: t("“{0}”, drawn by the base", word) })));
+      } catch (error) {
+        athanor.fill(place);
+        throw error;
+      }
+    }) }, t("Draw “{0}” with the base", word));
+    return h("div", {}, button, place);
   }
 
   function pictures(each) {

@@ -176,7 +176,7 @@
     athanor.fill(parts.head, h("div", { class: "athanor-datahead" },
       h("div", {}, h("h3", {}, view.folder.split(/[\\/]/).filter(Boolean).slice(-2).join(" / ")),
         h("p", { class: "athanor-quiet" }, `${data.pictures(view.pictures.length)} · ${t("{0} with captions", captioned)} · ${judged}`),
-        view.notes.map((note) => h("p", { class: "athanor-quiet" }, note)),
+        view.notes.map((note) => h("p", { class: "athanor-quiet" }, athanor.said(note))),
         view.left_out ? h("p", { class: "athanor-quiet" }, t("{0} further pictures are not shown.", view.left_out)) : ""),
       h("label", { class: "athanor-inline" }, t("cut for"), resolution, "px"),
       view.undo ? h("button", { type: "button", onclick: (event) => undo(event.currentTarget), title: view.undo }, t("Undo: {0}", view.undo)) : "",

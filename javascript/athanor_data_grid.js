@@ -40,7 +40,7 @@
     const said = [...picture.kinds].filter((kind) => SAID[kind]).map((kind) => t(SAID[kind]));
     if (picture.kinds.has("copy")) said.push(t("a copy of {0}", picture.of));
     if (picture.kinds.has("alike")) said.push(t("nearly the same as {0}", picture.of));
-    if (picture.kinds.has("broken") && picture.why) said[0] = picture.why;
+    if (picture.kinds.has("broken") && picture.why) said[0] = athanor.said(picture.why);
     return said;
   }
 

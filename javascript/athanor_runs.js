@@ -140,10 +140,12 @@
     if (run.state === "queued") return run.place === 1 ? t("waiting, next") : t("waiting, number {0}", run.place);
     const words = [run.state === "preparing" ? doing(run) || t("getting ready") : t(WORDS[run.state])];
     if (run.steps && run.state !== "preparing") words.push(t("step {0} of {1}", run.step, run.steps));
-    if (run.state === "training" && run.eta) words.push(t("{0} left", athanor.duration(run.eta)));
+    if (run.state === "training" && run.eta) words.push(left(run));
     return words.join(" · ");
   }
 
+  /** The time that is left: an estimate until ten steps were timed. */
+  const left = (run) => (run.eta_measured ? t("{0} left", athanor.duration(run.eta)) : t("about {0} left (estimate)", athanor.duration(run.eta)));
   const doing = (run) => run.doing && (run.parts ? t("{0}: {1} of {2}", t(run.doing), run.done_parts, run.parts) : t(run.doing));
 
   // ---- one run
@@ -199,7 +201,7 @@
   function sharingLine(run) {
     const sharing = run.sharing || {}, told = sharing.attached || {};
     if (!sharing.reason) return "";
-    const words = [athanor.t(sharing.reason)];
+    const words = [athanor.said(sharing.reason)];
     if (run.is_paused) words.push(athanor.t("Paused while a picture is drawn."));
     if (told.bytes && told.private_bytes !== null) {
       words.push(athanor.t("Of the model's {0}, {1} are the trainer's own.", athanor.size(told.bytes), athanor.size(told.private_bytes)));
@@ -212,7 +214,7 @@
     const words = [t(WORDS[run.state])];
     if (["preparing", "training"].includes(run.state) && doing(run)) words.push(doing(run));
     if (run.steps) words.push(t("step {0} of {1}", run.step, run.steps));
-    if (run.eta) words.push(t("{0} left", athanor.duration(run.eta)));
+    if (run.eta) words.push(left(run));
     if (run.seconds_per_step) words.push(t("{0} s a step", run.seconds_per_step.toFixed(run.seconds_per_step < 1 ? 2 : 1)));
     if (run.live) words.push(t("drawn with at step {0}", run.live.step));
     return words.join(" · ");

@@ -90,7 +90,7 @@
 
   async function load() {
     const [bases, recipes, me] = await Promise.all([athanor.api("bases"), athanor.api("recipes"), athanor.api("me")]);
-    Object.assign(form, { bases: bases.bases, clipSkip: bases.clip_skip, known: recipes, own: recipes.own, memory: recipes.memory.own });
+    Object.assign(form, { bases: bases.bases, clipSkip: bases.clip_skip, canDraw: bases.can_draw, known: recipes, own: recipes.own, memory: recipes.memory.own });
     athanor.fill(parts.base, form.bases.map((base) => h("option", { value: base.path }, base.loaded ? t("{0} (loaded now)", base.title) : base.title)));
     athanor.fill(parts.folders, me.roots.map((root) => h("option", { value: root })));
     drawChoices();

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from extension.ui import assets, texts
+from extension.ui import assets, sentences, texts
 
 LANGUAGES = texts.languages()
 TERMS = {"token": "词元", "vector": "向量", "base model": "基底模型", "UNet": "噪声预测器", "trigger word": "触发词"}
@@ -72,3 +72,38 @@ def test_the_page_speaks_the_language_of_the_option_or_the_browser(wanted, brows
     )
     done = subprocess.run(["node", "-"], input=script, capture_output=True, check=True, text=True, encoding="utf-8")
     assert json.loads(done.stdout) == expected
+
+
+def test_phrases_are_still_said_somewhere():
+    sources = "".join(
+        path.read_text(encoding="utf-8") for folder in ("trainers", "extension")
+        for path in (assets.ROOT / folder).rglob("*.py") if path.name != "sentences.py"
+    )  # fmt: skip
+    assert [phrase for phrase in sentences.PHRASES if phrase not in sources] == []
+
+
+SAID = {
+    "3 pictures to learn from; fewer than 5. Add pictures: other places, light, distances and angles. A style needs 20 "
+    "and more.": "可学的只有 3 张图片，少于 5 张。请增加图片：不同的地点、光线、距离和角度。画风需要 20 张以上。",
+    "2 of 6 pictures have no caption: a. b.png, c d.png, e.png and 7 more. Write the missing captions, or set "
+    "allow_missing_captions: true.": "6 张图片中有 2 张没有描述：a. b.png, c d.png, e.png 等，另有 7 个。"
+    "请补上缺少的描述，或设置 allow_missing_captions: true。",
+    "It does not attach, because the WebUI has another model loaded. The WebUI makes room and loads its model again "
+    "afterwards.": "不能直接共用模型，因为WebUI 载入的是另一个模型。WebUI 会腾出空间，之后再载入它的模型。",
+    "猫.png: is damaged or cut short.": "猫.png：已损坏或不完整。",
+    "The trainer was ended by the signal SIGKILL.": "训练程序被结束了，信号为 SIGKILL。",
+    "Nobody ever wrote this. Every picture has a caption.": "Nobody ever wrote this. 每张图片都有描述。",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_sentences_of_the_server_are_shown_in_the_persons_language_with_their_values():
+    scripts = [(assets.ROOT / "javascript" / name).read_text(encoding="utf-8") for name in ("athanor_said.js",)]
+    translate = "athanor.t = (text, ...values) => (known[text] || text).replace(/\\{(\\d+)\\}/g, (_, n) => values[n]);"
+    script = (
+        f"globalThis.window = {{ localization: {json.dumps(texts.localization('zh_CN'))} }};"
+        f"{scripts[0]} const athanor = window.athanor, known = window.localization; {translate}"
+        f"console.log(JSON.stringify({json.dumps(list(SAID))}.map((each) => athanor.said(each))));"
+    )
+    done = subprocess.run(["node", "-"], input=script, capture_output=True, check=True, text=True, encoding="utf-8")
+    assert dict(zip(SAID, json.loads(done.stdout), strict=True)) == SAID

@@ -28,7 +28,7 @@ def draw(host: Host, library: Library, held: bool, drawing: Drawing) -> Image.Im
     Raises:
         InputError: the tags are not ours to act on.
     """
-    if not held:
+    if drawing.files and not held:
         raise InputError("For this, turn on “Athanor handles <lora:> tags” in the WebUI's settings.")
     with queue_lock:
         library.shown = dict(drawing.files)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extension.jobs.estimates import MEASURED_STEPS
+
 QUEUED, PREPARING, TRAINING, STOPPING = "queued", "preparing", "training", "stopping"
 STOPPED, DONE, FAILED, INTERRUPTED = "stopped", "done", "failed", "interrupted"
 AT_WORK = (PREPARING, TRAINING, STOPPING)
@@ -36,7 +38,7 @@ class RunView:
         place: how many are started before it, from 1; None where it does not wait.
         doing: what is being prepared, for a person; `done_parts` of `parts` of it.
         progress: from 0 to 1 over the steps.
-        eta: seconds until the last step, an estimate.
+        eta: seconds until the last step; `eta_measured` once ten steps of this attempt were timed, an estimate before.
         seconds_per_step: median of the last steps.
         losses: (step, loss, running average) of each step.
         validations: the `validation` events.
@@ -74,6 +76,7 @@ class RunView:
     done_parts: int = 0
     parts: int = 0
     eta: float | None = None
+    eta_measured: bool = False
     seconds_per_step: float | None = None
     loss_average: float | None = None
     resumed_from: int | None = None
@@ -165,6 +168,10 @@ class Summary:
         self.verdict: dict[str, Any] | None = None
         self.generation = 0
         self._seconds: list[float] = []
+
+    @property
+    def eta_measured(self) -> bool:
+        return len(self._seconds) >= MEASURED_STEPS
 
     @property
     def seconds_per_step(self) -> float | None:

@@ -2,8 +2,8 @@
 
     python -m extension.ui.texts [zh_CN]      lists the texts that `localizations/zh_CN.json` lacks
 
-Texts are found where scripts call `t("…")`, in the schema of options, in the tables of `presets/compose/`, and below in
-`SAID`: sentences that routes give and scripts translate whole.
+Texts are found where scripts call `t("…")`, in the schema of options, in the tables of `presets/compose/`, where
+trainers and routes say a sentence (`sentences.py`), and below in `SAID`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from extension import composing
 from extension.jobs.setup import SENTENCES
+from extension.ui import sentences
 from extension.ui.assets import ROOT, asset_files
 from trainers.options import FIELDS
 
@@ -31,7 +32,8 @@ SAID = ("needs at least {0} pictures", "needs about {0} GB of graphics memory", 
 
 def page_texts() -> list[str]:
     """Every text, each once, in the order it is found."""
-    found = [*_in_scripts(), *_in_schema(), *_in_tables(), *SAID]
+    said = (*SAID, *sentences.templates(), *sentences.PHRASES, *sentences.INSIDE)
+    found = [*_in_scripts(), *_in_schema(), *_in_tables(), *said]
     return list(dict.fromkeys(text for text in found if re.search("[A-Za-z]", text)))
 
 

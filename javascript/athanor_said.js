@@ -1,0 +1,73 @@
+// Sentences that the trainers and our routes say come as finished English texts. The template that one was made of is
+// found here, and its translation shown with the sentence's own values in it (extension/ui/sentences.py lists them).
+"use strict";
+(function () {
+  const athanor = (window.athanor = window.athanor || {});
+  const PLACE = /\{\d+\}/g, LEAST = 6; // letters of its own that a template must have to be recognised
+  const has = (known, text) => Object.prototype.hasOwnProperty.call(known, text);
+  let language = null, templates = [], remembered = new Map();
+
+  const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+
+  /** The templates of the page's language, those with the most words of their own first. */
+  function learn(known) {
+    language = known;
+    remembered = new Map();
+    templates = Object.keys(known).filter((text) => /\{\d+\}/.test(text) && /[a-z]/.test(text))
+      .map((text) => ({ text, own: text.replace(PLACE, ""), numbers: (text.match(PLACE) || []).map((each) => Number(each.slice(1, -1))) }))
+      .filter((each) => each.own.replace(/[^a-z]/gi, "").length >= LEAST)
+      .map((each) => ({ ...each, isSentence: /[.!?]$/.test(each.own), pattern: new RegExp(`^${each.text.split(PLACE).map(escaped).join("(.*?)")}$`, "s") }))
+      .sort((one, other) => other.own.length - one.own.length);
+  }
+
+  /** "3 pictures", "a.png, b.png and 7 more", or a clause that is known; names and numbers stay as they are. */
+  function value(known, text) {
+    const counted = /^([\d.,]+) ([a-z ]+?)s?$/.exec(text), few = /^(.*) and (\d+) more$/s.exec(text);
+    if (counted) {
+      const one = `1 ${counted[2]}`, more = `{0} ${counted[2]}s`;
+      if (counted[1] === "1" && has(known, one)) return known[one];
+      if (has(known, more)) return athanor.t(more, counted[1]);
+    }
+    if (few) return athanor.t("{0} and {1} more", few[1], few[2]);
+    if (!text.includes(" ")) return text;
+    return (has(known, text) ? known[text] : made(known, text, /[.!?]$/.test(text))) || text;
+  }
+
+  function made(known, text, isSentence) {
+    for (const each of templates) {
+      const found = each.isSentence === isSentence && each.pattern.exec(text);
+      // A value that runs over the end of a sentence belongs to another template.
+      if (!found || found.slice(1).some((part) => /[.!?] [A-Z]/.test(part))) continue;
+      const values = [];
+      each.numbers.forEach((number, place) => { values[number] = value(known, found[place + 1]); });
+      return athanor.t(each.text, ...values);
+    }
+    return "";
+  }
+
+  const whole = (known, text) => (has(known, text) ? known[text] : made(known, text, true));
+
+  /** Sentence after sentence, the longest run of them that is known at a time. */
+  function each(known, text) {
+    const ends = [...text.matchAll(/[.!?] (?=\S)/g)].map((found) => found.index + 1).concat(text.length);
+    for (const end of [...ends].reverse()) {
+      const said = whole(known, text.slice(0, end));
+      if (said) return said + (end < text.length ? between(said) + each(known, text.slice(end + 1)) : "");
+    }
+    const labelled = /^([^:]{1,200}): (.+)$/s.exec(text), rest = labelled && whole(known, labelled[2]);
+    if (rest) return `${labelled[1]}: ${rest}`;
+    const first = ends[0];
+    return first < text.length ? `${text.slice(0, first)} ${each(known, text.slice(first + 1))}` : text;
+  }
+
+  const between = (said) => (/[\u3000-\u303f\uff00-\uffef]$/.test(said) ? "" : " "); // full-width stops bring their own room
+
+  /** What the server said, in the person's language as far as it is known. */
+  athanor.said = function (text) {
+    const known = window.localization || {}, sentence = String(text);
+    if (known !== language) learn(known);
+    if (!templates.length) return has(known, sentence) ? known[sentence] : sentence;
+    if (!remembered.has(sentence)) remembered.set(sentence, each(known, sentence));
+    return remembered.get(sentence);
+  };
+})();
