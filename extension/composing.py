@@ -131,7 +131,7 @@ def preset_for(wish: Wish) -> str:
     if wish.preset:
         return wish.preset
     if is_toy(wish.base) and wish.method not in ONE_PASS:
-        return "demo"
+        return next((name for name in ("demo", *_named("demo/")) if _method_of(name) == wish.method), "")
     for family in _families(wish.base):
         plain = f"{family}-{wish.purpose}"
         for name in (plain, f"{plain}-{wish.method}", *_named(f"{plain}-")):
@@ -169,8 +169,7 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
         values = dict(_preset(preset))
     else:
         raw = _preset(preset or f"{_families(wish.base)[-1]}-{wish.purpose}")
-        kept = {**raw} if preset == "demo" else _about_pictures(raw, known)
-        values = {**{name: kept[name] for name in kept if name not in _RATES}, **_own_recipe(wish, known)}
+        values = {**_about_pictures(raw, known), **_own_recipe(wish, known)}
     values = {name: convert(known[name], value) for name, value in values.items() if name in known}
     if family_of(wish.base) == "sd2" and not preset.startswith("sd2"):  # 512 or 768 px: the model says which
         values = {name: value for name, value in values.items() if name not in ("resolution", "clip_skip")}
@@ -179,8 +178,6 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
 
 def _own_recipe(wish: Wish, known: Mapping[str, Any]) -> dict[str, Any]:
     """How a method learns where no recipe of it is for the purpose: as its recipe for another one, else its table's."""
-    if is_toy(wish.base):
-        return methods()[wish.method].get("recipe", {}).get("toy", {})
     for family in _families(wish.base):
         other = next((name for name in _named(f"{family}-") if _method_of(name) == wish.method), None)
         if other is not None:
@@ -194,11 +191,8 @@ def _own_recipe(wish: Wish, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _held_to_its_base(values: dict[str, Any], wish: Wish, known: set[str]) -> dict[str, Any]:
     """So small a model has no room to spare: a recipe that holds it to what it knows needs pictures of other things."""
-    wanted = is_toy(wish.base) and values.get("prior_target") == "base" and "regularisation_data" in known
+    wanted = is_toy(wish.base) and "prior_weight" in values and "regularisation_data" in known
     return {"regularisation_data": str(BUNDLED / "unrelated"), **values} if wanted else values
-
-
-_RATES = ("rank", "alpha", "learning_rate", "text_encoder_lr")
 
 
 def _about_pictures(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from extension import choosing, composing, own_presets
-from extension.composing import Wish, compose
+from extension.composing import Wish, compose, methods
 from extension.jobs import estimates
 from extension.recipes import Base
 from trainers import spec
 from trainers.engine import memory
 from trainers.errors import InputError
 from trainers.options import METHODS, fields_for
+from trainers.presets import load_preset
 
 FILE = Path("m.safetensors")
 BASES = {
@@ -74,6 +75,16 @@ def test_memory_keeps_the_effective_batch_names_what_it_alters_and_fits(family, 
         )  # fmt: skip
         assert plan.fits, (purpose, plan.lines())
         assert plan.base_dtype != "fp8" or "base_dtype" in fitted.changes
+
+
+def test_a_toy_learns_by_the_recipe_of_the_demonstration():
+    from trainers.demo.run import RESULTS, task_for
+
+    for method in RESULTS:
+        shown, made = load_preset(task_for(method).preset), compose(Wish(BASES["toy"], "style", method=method))
+        assert made.preset == task_for(method).preset and "toy" not in methods()[method].get("recipe", {})
+        assert {**shown, **made.values} == {**made.values, "method": method} and made.values["steps"] == shown["steps"]
+        assert bool(made.values.get("regularisation_data")) == ("prior_weight" in shown)
 
 
 def test_a_toys_recipe_shows_the_pictures_that_hold_it_to_its_base():

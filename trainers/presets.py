@@ -12,8 +12,9 @@ FOLDER = Path(__file__).resolve().parent.parent / "presets"
 
 
 def preset_names() -> list[str]:
-    """The names of the presets that ship with the project, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The names of the presets that ship with the project, sorted; `demo/METHOD` are those of the demonstrations."""
+    found = [*FOLDER.glob("*.yaml"), *(FOLDER / "demo").glob("*.yaml")]
+    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in found)
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from trainers.presets import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "football"
+START = "white circle"  # what a word for it starts from, of all that the base can draw
 SEEDS = (3, 11)
 DRAWING = {"steps": 25, "cfg": 3.0}
 TAUGHT = (
@@ -62,6 +63,7 @@ class Task:
         return {
             **load_preset(self.preset),
             **({"regularisation_data": str(out / "known")} if self.keeps else {}),
+            **({"initial_text": START} if has_option(self.method, "initial_text") else {}),
             **({"verdict": False} if has_option(self.method, "verdict") else {}),  # before and after is its picture
             "name": NAME,
             "comment": "made by `python install.py demo`",
@@ -96,14 +98,15 @@ def task_for(method: str) -> Task:
     """
     if method == "aesthetic_gradient":
         raise InputError(
-            "--method aesthetic_gradient: it needs a CLIP model, which the embedded base does not have; take your own "
+            "--method aesthetic_gradient: it takes a CLIP model that has seen many pictures, and none comes with the "
+            "project, so there is nothing to demonstrate it with; take your own "
             "with `python -m trainers aesthetic_gradient --clip-model FOLDER --data FOLDER --name NAME`."
         )
     if method not in RESULTS:
         raise InputError(f"--method: {method!r} is not one of {', '.join(RESULTS)}." + did_you_mean(method, RESULTS))
     if method == "lora":
         return Task()
-    return Task(preset=str(ROOT / "presets" / "demo" / f"{method}.yaml"), method=method)
+    return Task(preset=f"demo/{method}", method=method)
 
 
 def _run_folder(out: Path) -> Path:
@@ -279,7 +282,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the training or drawing failed, 2 something is missing."""
     parser = argparse.ArgumentParser(prog="python -m trainers.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="DIR")
-    parser.add_argument("--method", default="lora", metavar="NAME", help=f"one of {', '.join(RESULTS)}")
+    parser.add_argument(
+        "--method",
+        default="lora",
+        metavar="NAME",
+        help=f"one of {', '.join(RESULTS)}; aesthetic_gradient has none, because it takes a CLIP model that has seen "
+        "many pictures, and none comes with the project",
+    )
     options = parser.parse_args(arguments)
     try:
         task = task_for(options.method)
