@@ -115,21 +115,28 @@ class Wanted:
         return [parsed.clean_text for parsed in self.batch.negatives]
 
     @property
+    def _unet_tags(self) -> list[Tag]:
+        return [one.tag for one in self.found] + [active.tag for active, _ in self.networks]
+
+    @property
+    def _gradient_tags(self) -> list[Tag]:
+        return [active.tag for active in self.batch.active if active.tag.kind == "aesthetic"] if self.aesthetics else []
+
+    @property
     def regions(self) -> list[Region]:
-        """The regions that tags of adapters name, each once."""
-        return list(dict.fromkeys(one.tag.region for one in self.found if one.tag.region is not None))
+        """The regions that tags name, each once."""
+        tags = [*self._unet_tags, *self._gradient_tags]
+        return list(dict.fromkeys(tag.region for tag in tags if tag.region is not None))
 
     @property
     def needs_rows(self) -> bool:
         """Whether some tag acts on some rows of the batch only."""
-        tags = [one.tag for one in self.found] + [active.tag for active, _ in self.networks]
-        return any(tag.negative or tag.scope != ALL or tag.region is not None for tag in tags)
+        return bool(self.regions) or any(tag.negative or tag.scope != ALL for tag in self._unet_tags)
 
     @property
     def constant_text(self) -> bool:
         """Whether every tag asks for the same text-encoder weight from the first step to the last."""
-        tags = [active.tag for active in self.batch.active if active.tag.kind == "aesthetic"]
-        return all(_constant_text(tag) for tag in [one.tag for one in self.found] + tags)
+        return all(_constant_text(tag) for tag in [*[one.tag for one in self.found], *self._gradient_tags])
 
     def uses(self, family: str) -> list[Use]:
         """The adapters' uses on a model of this family, for `Injection.begin`."""
@@ -155,8 +162,7 @@ class Wanted:
         """
         lines = [f"{one.active.picture}\0{one.tag!r}\0{one.tag.clean_span}\0{one.adapter.stamp}" for one in self.found]
         lines += [f"{active.picture}\0{active.tag!r}\0{item.stamp}" for active, item in self.embedding_tags]
-        named = [active for active in self.batch.active if active.tag.kind == "aesthetic"] if self.aesthetics else []
-        lines += [f"{active.picture}\0{active.tag!r}" for active in named]
+        lines += [f"{tag!r}" for tag in self._gradient_tags]
         lines += [f"{use.whom}\0{use.stamp}\0{use.embedding.projection is None}" for use in self.aesthetics]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if lines else ""
 
@@ -227,6 +233,8 @@ def _sentence(error: object, picture: int, negative: bool) -> str:
 def _look_up(active: Active, library: Library, wanted: Wanted) -> None:
     """Sorts one tag into what was found, what is missing, and what is not ours."""
     tag = active.tag
+    if tag.kind != "ti" and not _region_known(tag, library, wanted):
+        return
     if tag.kind in ADAPTER_KINDS:
         _look_up_adapter(active, library, wanted)
     elif tag.kind == "ti":
@@ -285,21 +293,8 @@ def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
         wanted.missing.append(active)
         wanted.reports.append(_not_there(tag, "LoRA", library.adapters.nearest(tag.name)))
         return
-    if tag.region is not None and tag.region.mask_file is not None and not _mask_there(tag, library):
-        near = library.masks.nearest(tag.region.name) if library.masks is not None else None
-        wanted.reports.append(
-            f'{printable(tag.source_text)}: there is no region or mask file "{printable(tag.region.name)}"'
-            + (f'; did you mean "{near}"?' if near else "; the tag is not used.")
-        )
-        return
     try:
-        found = Found(active, library.files.get(path))
-        wanted.found.append(found)
-        if _loses_text_part(found):
-            wanted.reports.append(
-                f"{printable(tag.source_text)}: inside a region only the UNet's part of a file acts; "
-                "its text encoder's part does nothing."
-            )
+        wanted.found.append(Found(active, library.files.get(path)))
     except InputError as problem:
         wanted.reports.append(f"{printable(tag.source_text)}: {without_folders(problem, [path])}")
 
@@ -316,15 +311,18 @@ def _live(tag: Tag, library: Library, wanted: Wanted) -> Path | None:
     return path
 
 
-def _loses_text_part(found: Found) -> bool:
-    """Whether a region keeps a part of the file from acting: prompts are encoded for the whole picture."""
-    if found.tag.region is None or all(found.tag.strength(hires).te.constant == 0 for hires in (False, True)):
-        return False
-    return any(component != "unet" for component, _ in found.adapter.groups)
-
-
-def _mask_there(tag: Tag, library: Library) -> bool:
-    return library.masks is not None and library.masks.find(tag.region.name) is not None
+def _region_known(tag: Tag, library: Library, wanted: Wanted) -> bool:
+    """Whether a tag's region is there, or it has none; else it is said and the tag not used."""
+    if tag.region is None or tag.region.mask_file is None:
+        return True
+    if library.masks is not None and library.masks.find(tag.region.name) is not None:
+        return True
+    near = library.masks.nearest(tag.region.name) if library.masks is not None else None
+    wanted.reports.append(
+        f'{printable(tag.source_text)}: there is no region or mask file "{printable(tag.region.name)}"'
+        + (f'; did you mean "{near}"?' if near else "; the tag is not used.")
+    )
+    return False
 
 
 def _not_there(tag: Tag, what: str, near: str | None) -> str:

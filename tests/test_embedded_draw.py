@@ -110,6 +110,16 @@ def test_a_region_changes_its_part_of_the_picture(studio, plain):
     assert difference[:, :24].mean() > 2 * difference[:, 40:].mean()
 
 
+@pytest.mark.parametrize("name", ["noisy", "wordy"], ids=["UNet's part", "text encoder's part"])
+def test_two_halves_of_the_picture_are_the_whole(studio, plain, name):
+    whole = one(studio, f"{PROMPT}<lora:{name}:1>")
+    both = one(studio, f"{PROMPT}<lora:{name}:1:mask=left><lora:{name}:1:mask=right>")
+    assert apart(both, whole) <= 1 and apart(one(studio, f"{PROMPT}<lora:{name}:1:mask=left>"), both) > 2
+    negative = one(studio, PROMPT, negative_prompt=f"<lora:{name}:1:mask=left><lora:{name}:1:mask=right>")
+    assert apart(negative, one(studio, PROMPT, negative_prompt=f"<lora:{name}:1>")) <= 1
+    assert apart(negative, plain) > 2
+
+
 def test_the_same_lora_twice_adds_up(studio):
     twice = one(studio, f"{PROMPT}<lora:noisy:0.25><lora:noisy:0.25>")
     assert apart(twice, one(studio, f"{PROMPT}<lora:noisy:0.5>")) <= 1

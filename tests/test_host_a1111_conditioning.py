@@ -108,6 +108,25 @@ def test_equal_texts_can_have_other_weights(setup):
     assert [picture[0].schedules[-1].cond for picture in positive.batch] == [("a", 0.5), ("a", 0.0)]
 
 
+def test_rows_of_regions_are_encoded_beside_the_hosts(setup):
+    from extension.hosts.a1111_conditioning import contexts_at
+    from extension.injection import Row
+
+    positive, negative = setup(["a <lora:cat:0.5:mask=left:stop=4> AND b"], ["n <lora:cat:0.25:mask=top>"])
+    assert [part.schedules[-1].cond for part in positive.batch[0]] == [("a", 0.0), ("b", 0.0)]
+    assert negative[0][-1].cond == ("n", 0.0)
+    for call, weight in ((3, 0.5), (4, 0.0)):
+        found = contexts_at(positive, call)
+        assert {row: one.hidden for row, one in found.items()} == {
+            Row(0, 0, region="left"): ("a", weight),
+            Row(0, 1, region="left"): ("b", weight),
+        }
+    # A tag of the positive prompt is for every row, the negative ones too; one of the negative prompt for those only.
+    assert contexts_at(negative, 3)[Row(0, negative=True, region="left")].hidden == ("n", 0.5)
+    assert contexts_at(negative, 9)[Row(0, negative=True, region="top")].hidden == ("n", 0.25)
+    assert contexts_at(setup(["a <lora:cat:0.5>"], ["n"])[0], 0) == {}
+
+
 def test_a_window_cuts_the_encoding_where_it_opens(setup):
     positive, negative = setup(["a <lora:cat:0.5:start=0.4>"], ["n"])
     assert plain(positive.batch[0][0].schedules) == [(3, ("a", 0.0)), (9, ("a", 0.5))]

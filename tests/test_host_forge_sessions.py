@@ -115,7 +115,9 @@ def test_a_generation_inside_another_has_its_own_tags(forge):
     drawn = draw(forge)
     inner = begin(forge, "a face")
     assert torch.equal(draw(forge, rows=None), plain)
-    forge.sessions.step(SimpleNamespace(denoiser=SimpleNamespace(p=outer, step=0, steps=10, total_steps=10)))
+    sampler = SimpleNamespace(sampler_extra_args={"cond": object(), "uncond": None})
+    denoiser = SimpleNamespace(p=outer, step=0, steps=10, total_steps=10, sampler=sampler)
+    forge.sessions.step(SimpleNamespace(denoiser=denoiser))
     assert torch.allclose(draw(forge), drawn)
     forge.sessions.deactivate(outer)
     assert clean(forge) and inner is not None

@@ -129,16 +129,6 @@ def test_block_weights_of_another_family_are_said(library):
     assert wanted.block_reports("sdxl") == []
 
 
-def test_a_region_says_what_it_leaves_out(library, tmp_path):
-    assert read_wanted(["<lora:dog:1:mask=left>"], [""], library).reports == []
-    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    tensors = {f"{name}.lora_down.weight": torch.ones(2, 64), f"{name}.lora_up.weight": torch.ones(64, 2)}
-    save_file(tensors, tmp_path / "Lora" / "wordy.safetensors")
-    library.rescan()
-    assert "text encoder" in read_wanted(["<lora:wordy:1:mask=left>"], [""], library).reports[0]
-    assert read_wanted(["<lora:wordy:te=0:unet=1:mask=left> <lora:wordy>"], [""], library).reports == []
-
-
 def test_hypernetworks_are_the_hosts_own_unless_listed(library, tmp_path):
     text = "<hypernet:zog:0.5> <hypernet:zug>"
     assert [active.tag.name for active in read_wanted([text], [""], library).others] == ["zog", "zug"]

@@ -3,18 +3,22 @@
 The host encodes equal texts once and knows nothing of weights. So its own function is called once for each set of
 weights that occurs, and what it gives is put together row by row and step by step: the host keeps, for every prompt, a
 list of encodings with the last step of each.
+
+Rows of regions, which are no rows of the host's, are encoded beside them; their encodings travel with what the host
+keeps, so that they are found again where it finds its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modules import prompt_parser
 
 from extension.hosts.embedding_weights import weighted_text
-from extension.injection import EVERYONE, Generation, Row
+from extension.injection import Generation, Row, Use
+from extension.injection.contexts import Context, context_of
 from extension.injection.embeddings import EmbeddingStore
 from extension.prompt import ParsedPrompt
 
@@ -61,6 +65,25 @@ def _merge(schedules: Sequence[tuple[Segment, list[Any]]]) -> list[Any]:
     return merged
 
 
+class Schedules(list):
+    """The host's list of negative prompts' schedules, with an attribute for those of regions."""
+
+
+_REGIONS = "athanor_regions"
+
+
+def contexts_at(encoded: Any, call: int) -> dict[Row, Context]:
+    """The conditionings of regions' rows at one call of the sampler, from what `Encoder.encode` returned.
+
+    The moment is chosen as the host chooses its own; see its `reconstruct_cond_batch`.
+    """
+    found = {}
+    for row, schedule in getattr(encoded, _REGIONS, {}).items():
+        entry = next((one for one in schedule if call <= one.end_at_step), schedule[0])
+        found[row] = context_of(entry.cond)
+    return found
+
+
 class Encoder:
     """Encodes the prompts of one pass of one batch.
 
@@ -97,9 +120,10 @@ class Encoder:
         if self._generation is None:
             return ()
         sampling = self._pass
+        uses = (*filter(_reads_texts, self._generation.uses), *self._generation.text_uses)
         return tuple(
             use.weight("text_encoder", step, sampling.steps, sampling.hires) if use.whom.includes(row) else 0.0
-            for use in (*self._generation.uses, *self._generation.text_uses)
+            for use in uses
         )
 
     def _text(self, picture: int, negative: bool, step: float) -> str:
@@ -109,13 +133,16 @@ class Encoder:
         texts = tuple(self._text(row.picture, row.negative, step) for row in rows)
         return tuple(self._weights(row, step) for row in rows), texts
 
+    def _steps(self) -> list[float]:
+        """Steps that are done at each call of the sampler."""
+        calls = max(self._pass.calls, 1)
+        return [call * self._pass.steps / calls for call in range(calls)]
+
     def _segments(self, rows: Sequence[Row]) -> list[Segment]:
         """The pass cut where some row's weights or text change."""
-        sampling = self._pass
         segments: list[Segment] = []
         before = None
-        for call in range(max(sampling.calls, 1)):
-            step = call * sampling.steps / max(sampling.calls, 1)
+        for call, step in enumerate(self._steps()):
             moment = self._moment(rows, step)
             if segments and moment == before:
                 segments[-1] = Segment(segments[-1].first, call, segments[-1].step)
@@ -171,12 +198,25 @@ class Encoder:
         if len(prompts) != len(self._parsed[negative]):
             return function(model, prompts, *rest)  # not the prompts that were read
         rows = _rows_of(prompts, negative)
-        if not self._varied(rows):
+        inside = self._inside(rows)
+        if not self._varied([*rows, *inside]):
             return self._run(function, model, prompts, rest, rows[0] if rows else None, Segment(0, 0, 0))
-        by_row = self._by_row(function, model, prompts, rest, rows)
+        by_row = self._by_row(function, model, prompts, rest, [*rows, *inside])
         if negative:
-            return [_merge(by_row[row]) for row in rows]
-        return _multicond(by_row, rows, self._run(function, model, prompts, rest, rows[0], Segment(0, 0, 0)))
+            made = Schedules(_merge(by_row[row]) for row in rows)
+        else:
+            made = _multicond(by_row, rows, self._run(function, model, prompts, rest, rows[0], Segment(0, 0, 0)))
+        setattr(made, _REGIONS, {row: _merge(by_row[row]) for row in inside})
+        return made
+
+    def _inside(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of regions whose text-encoder weights are at some step other than those of the row they lie in."""
+        if self._generation is None:
+            return []
+        names = dict.fromkeys(whom.region for whom in self._generation.whoms if whom.region is not None)
+        pairs = [(replace(row, region=name), row) for name in names for row in rows]
+        steps = self._steps()
+        return [one for one, row in pairs if any(self._weights(one, s) != self._weights(row, s) for s in steps)]
 
     def _varied(self, rows: Sequence[Row]) -> bool:
         if not rows:
@@ -212,4 +252,9 @@ def _multicond(by_row: dict[Row, Any], rows: Sequence[Row], like: Any) -> Any:
 
 def everyone(generation: Generation) -> bool:
     """Whether every use acts on every row."""
-    return all(use.whom == EVERYONE for use in (*generation.uses, *generation.text_uses))
+    return all(use.whom.everyone for use in (*generation.uses, *generation.text_uses))
+
+
+def _reads_texts(use: Use) -> bool:
+    """Whether a use's file has something for text encoders at all."""
+    return any(component != "unet" for component, _ in use.adapter.groups)

@@ -53,14 +53,16 @@ def rows_of_step(parts: Sequence[int], rows: int) -> list[Row] | None:
     return [*positive, *negative] if len(positive) + len(negative) == rows else None
 
 
+def encoded_of(params: Any) -> tuple[Any, Any]:
+    """What the sampler draws with at this step: the host's encoded prompts, and its negative ones (None without)."""
+    denoiser = params.denoiser
+    given = getattr(getattr(denoiser, "sampler", None), "sampler_extra_args", {})
+    return (given["cond"], given.get("uncond")) if given.get("cond") is not None else denoiser.p.get_conds()
+
+
 def parts_per_picture(params: Any) -> list[int] | None:
     """From the host's step parameters: how many AND parts each picture of the batch has."""
-    denoiser = params.denoiser
-    sampler = getattr(denoiser, "sampler", None)
-    cond = getattr(sampler, "sampler_extra_args", {}).get("cond")
-    if cond is None:
-        cond = denoiser.p.get_conds()[0]
-    batch = getattr(cond, "batch", None)
+    batch = getattr(encoded_of(params)[0], "batch", None)
     return None if batch is None else [len(parts) for parts in batch]
 
 

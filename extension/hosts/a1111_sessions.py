@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extension.hosts.a1111_builtin import BuiltIn
-from extension.hosts.a1111_conditioning import Encoder, Pass
+from extension.hosts.a1111_conditioning import Encoder, Pass, contexts_at
 from extension.hosts.a1111_embeddings import Bundled
 from extension.hosts.a1111_infotext import add_lora_hashes, add_notes
-from extension.hosts.a1111_rows import Cursor, rows_of_params
+from extension.hosts.a1111_rows import Cursor, encoded_of, rows_of_params
 from extension.hosts.a1111_tags import carried, carried_now, wanted_from_items
 from extension.hosts.base import Host, LoadedModel
 from extension.hosts.merging import may_merge
-from extension.injection import Adapter, Generation, Injection
+from extension.injection import Adapter, Generation, Injection, Row
 from extension.injection.aesthetic import attachments_for
-from extension.injection.calls import UNetCalls
+from extension.injection.calls import RowsOf, UNetCalls
+from extension.injection.contexts import Context
 from extension.injection.hypernetworks import NetworkAttachment
 from extension.masks import mask_of
 from extension.wanted import Library, Wanted, without_folders
@@ -37,6 +38,7 @@ class Session:
         wanted, hires: what acts now.
         generation: None where nothing is injected (another kind of model, a broken file).
         model: the host's model object it is injected into.
+        contexts: conditionings of regions' rows at this step.
         bundled: embeddings from the adapters' files.
         handed: the host's own loader has something to do in it.
     """
@@ -47,6 +49,7 @@ class Session:
     generation: Generation | None = None
     model: Any = None
     cursor: Cursor = field(default_factory=Cursor)
+    contexts: dict[Row, Context] = field(default_factory=dict)
     bundled: Any = field(default_factory=Bundled)
     handed: bool = False
 
@@ -129,6 +132,9 @@ class Sessions:
         session.generation.set_step(done, steps, session.hires)
         if session.wanted.needs_rows:
             self.start_rows(session, params)
+        if session.wanted.regions:
+            encoded = [contexts_at(one, denoiser.step) for one in encoded_of(params)]
+            session.contexts = {row: context for one in encoded for row, context in one.items()}
 
     def encoder(self, p: Any, data: Any, sampling: Pass) -> Encoder | None:
         """What encodes the prompts that belong to `data`, the host's list of a pass's tags; None without any."""
@@ -155,7 +161,12 @@ class Sessions:
         """
         if not session.wanted.needs_rows:
             return []
-        return [UNetCalls(model.parts["unet"], session.generation, session.cursor.take, masks)]
+        return [self.calls(session, model, session.cursor.take, masks)]
+
+    @staticmethod
+    def calls(session: Session, model: LoadedModel, rows_of: RowsOf, masks: dict[str, Any]) -> UNetCalls:
+        """What tells the generation's layers the rows of each call of the UNet."""
+        return UNetCalls(model.parts["unet"], session.generation, rows_of, masks, lambda row: session.contexts.get(row))
 
     def bundled(self) -> Any:
         """Keeps embeddings that come in adapters' files."""

@@ -11,7 +11,6 @@ from extension.hosts.forge_embeddings import FedStores, add_to_stores, remove_fr
 from extension.hosts.forge_patcher import PatchedUnet
 from extension.hosts.forge_rows import MarkedChunks, RowReader
 from extension.injection import Adapter
-from extension.injection.calls import UNetCalls
 from extension.injection.embeddings import bundled_embeddings
 from extension.wanted import without_folders
 from trainers.errors import InputError
@@ -31,7 +30,7 @@ class PatcherSessions(Sessions):
             return [patched]
         unet = model.parts["unet"]
         reader = RowReader(unet)
-        return [patched, reader, UNetCalls(unet, generation, reader.rows_of, masks), MarkedChunks(unet)]
+        return [patched, reader, self.calls(session, model, reader.rows_of, masks), MarkedChunks(unet)]
 
 
 class ForgeSessions(PatcherSessions):

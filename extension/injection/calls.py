@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from extension.injection.contexts import ContextOf, with_contexts
 from extension.injection.scales import Row
 from extension.injection.state import Generation
 
@@ -31,14 +32,14 @@ def take_rows(value: Any, index: Tensor, count: int) -> Any:
     return value
 
 
-def region_rows(rows: Sequence[Row], wanted: Sequence[tuple[str, Callable[[Row], bool]]]) -> list[tuple[int, Row]]:
+def region_rows(rows: Sequence[Row], regions: Iterable[str], acts_on: Callable[[Row], bool]) -> list[tuple[int, Row]]:
     """The additional rows: (row they are copied from, whom they are for).
 
     Args:
-        wanted: (region, whether some use of that region acts on a row).
+        acts_on: whether something of a row's region acts on it.
     """
     made = []
-    for name, acts_on in wanted:
+    for name in regions:
         for number, row in enumerate(rows):
             inside = Row(row.picture, row.part, row.negative, name)
             if acts_on(inside):
@@ -68,15 +69,22 @@ class UNetCalls:
         generation: gets the rows of every call before it runs.
         rows_of: see `RowsOf`.
         masks: the mask of every region that the generation's uses name.
+        contexts: conditionings of regions' rows, where text encoders' parts act in them too; see `ContextOf`.
     """
 
     def __init__(
-        self, unet: nn.Module, generation: Generation, rows_of: RowsOf, masks: Mapping[str, MaskOf] | None = None
+        self,
+        unet: nn.Module,
+        generation: Generation,
+        rows_of: RowsOf,
+        masks: Mapping[str, MaskOf] | None = None,
+        contexts: ContextOf = lambda row: None,
     ) -> None:
         self._unet = weakref.ref(unet)
         self._generation = generation
         self._rows_of = rows_of
         self._masks = dict(masks or {})
+        self._contexts = contexts
         self._handles: list[RemovableHandle] = []
         self._added: list[tuple[int, Row]] = []
         self._drawn: dict[tuple[str, int, int], Tensor] = {}
@@ -103,26 +111,20 @@ class UNetCalls:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _region_uses(self) -> list[tuple[str, Callable[[Row], bool]]]:
-        uses = self._generation.uses
-
-        def acts_on(row: Row) -> bool:
-            return any(use.whom.region == row.region and use.whom.includes(row) for use in uses)
-
-        return [(name, acts_on) for name in self._masks]
-
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         x = args[0] if args else kwargs.get("x", kwargs.get("sample"))
         count = x.shape[0]
         rows = self._rows_of(count)
         if rows is not None and len(rows) != count:
             rows = None
-        self._added = region_rows(rows, self._region_uses()) if rows is not None else []
+        self._added = [] if rows is None else region_rows(rows, self._masks, self._generation.acts_inside)
         self._generation.set_rows(None if rows is None else [*rows, *(row for _, row in self._added)])
         if not self._added:
             return None
         index = torch.tensor([*range(count), *(number for number, _ in self._added)])
-        return take_rows(args, index, count), take_rows(kwargs, index, count)
+        found = {count + place: self._contexts(row) for place, (_, row) in enumerate(self._added)}
+        contexts = {number: one for number, one in found.items() if one is not None}
+        return with_contexts(take_rows(args, index, count), take_rows(kwargs, index, count), contexts)
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         if not self._added:

@@ -69,6 +69,7 @@ class NetworkAttachment(Attachment):
     def __init__(self, unet: nn.Module, generation: Generation, uses: Sequence[NetworkUse]) -> None:
         self._unet, self._generation, self._uses = weakref.ref(unet), weakref.ref(generation), tuple(uses)
         self._handles: list[RemovableHandle] = []
+        generation.network_uses = self._uses
 
     def attach(self) -> None:
         unet = self._unet()

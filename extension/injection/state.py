@@ -18,12 +18,13 @@ from extension.injection.bank import SiteBank, SiteMix
 from extension.injection.hooks import Attachment, Live, attachments
 from extension.injection.merged import merged_copies
 from extension.injection.plan import Fit, Plan, make_plan
-from extension.injection.scales import Row, Use, step_weights
+from extension.injection.scales import Row, Use, Whom, step_weights
 from extension.injection.sites import text_model_root
 from extension.injection.weights import StepWeights
 
 if TYPE_CHECKING:
     from extension.injection.aesthetic import AestheticUse
+    from extension.injection.hypernetworks import NetworkUse
 
 
 def on_call_stack(owner: object) -> bool:
@@ -49,6 +50,7 @@ class Generation:
         self.plan = plan
         self.notes: list[str] = []
         self.text_uses: tuple[AestheticUse, ...] = ()
+        self.network_uses: tuple[NetworkUse, ...] = ()
         self.step, self.total, self.hires = 0.0, 1, False
         self.rows: dict[str, tuple[Row, ...] | None] = dict.fromkeys(components)
         known = {adapter.stamp: index for index, adapter in enumerate(plan.adapters)}
@@ -70,6 +72,15 @@ class Generation:
             return [(number, use.factor_at(bank.site), use.ranks) for number, use in mine]
 
         return gains
+
+    @property
+    def whoms(self) -> list[Whom]:
+        """Whom everything that acts is for."""
+        return [use.whom for use in (*self.uses, *self.text_uses, *self.network_uses)]
+
+    def acts_inside(self, row: Row) -> bool:
+        """Whether something is for the region of this row, and for this row."""
+        return any(whom.region == row.region and whom.includes(row) for whom in self.whoms)
 
     def note(self, sentence: str) -> None:
         """Keeps a sentence for the report, once."""

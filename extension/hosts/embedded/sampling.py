@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from extension.hosts.embedded.conditioning import Cond, Text
 from extension.hosts.embedded.model import Model
 from extension.injection import Generation, Row
 from extension.injection.calls import MaskOf, UNetCalls
+from extension.injection.contexts import Context
 from extension.injection.embeddings import Embedding
 
 Strength = Callable[[int, int, bool], float]
@@ -116,10 +117,11 @@ def alpha_at(alphas_cumprod: Tensor, timestep: float) -> Tensor:
 
 
 class _Rows:
-    """The rows of the call that comes next, as `UNetCalls` asks for them."""
+    """The rows of the call that comes next, as `UNetCalls` asks for them, and the conditionings of regions' rows."""
 
     def __init__(self) -> None:
         self.now: list[Row] = []
+        self.contexts: dict[Row, Context] = {}
 
     def __call__(self, count: int) -> list[Row] | None:
         return self.now if len(self.now) == count else None
@@ -215,7 +217,20 @@ def _watched(job: Pass, rows: _Rows) -> AbstractContextManager:
     """Tells the adapters whom the rows are for; without adapters nothing is on the UNet."""
     if not job.generation.attachments:
         return nullcontext()
-    return UNetCalls(job.model.base.unet, job.generation, rows, job.regions)
+    return UNetCalls(job.model.base.unet, job.generation, rows, job.regions, lambda row: rows.contexts.get(row))
+
+
+def _contexts(job: Pass, step: int, total: int) -> dict[Row, Context]:
+    """The conditionings of the rows of regions, whose prompts are read with the regions' adapters."""
+    found = {}
+    for prompt in (prompt for prompts in job.prompts for prompt in prompts):
+        for name in job.regions:
+            inside = replace(prompt, row=replace(prompt.row, region=name))
+            if job.generation.acts_inside(inside.row):
+                text = inside.at(step, total, job.hires, job.base_steps)
+                cond = job.model.conditioner.encode(text, job.generation)
+                found[inside.row] = Context(cond.hidden, cond.pooled)
+    return found
 
 
 def _moment(job: Pass, rows: _Rows, latents: Tensor, call: int, first: int) -> Moment:
@@ -226,6 +241,7 @@ def _moment(job: Pass, rows: _Rows, latents: Tensor, call: int, first: int) -> M
     total = (len(scheduler.timesteps) + job.calls - 1) // job.calls - job.start
     job.generation.set_step(step, total, job.hires)
     entries = _entries(job, step, total)
+    rows.contexts = _contexts(job, step, total)
     sample = scheduler.scale_model_input(latents, timestep)
     answers = _predict(job, rows, sample, timestep.to(job.model.device, torch.float32), entries)
     alpha = alpha_at(scheduler.alphas_cumprod, float(timestep)).to(sample)
