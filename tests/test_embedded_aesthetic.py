@@ -103,6 +103,8 @@ def test_acts_on_its_own_prompt_and_leaves_nothing(studio):
     assert apart(one(studio, "a red star <aesthetic:glow:1:lr=1e-2:slerp=1>"), plain) > 8
     both = one(studio, "a red star <lora:words:1><aesthetic:glow:1:lr=1e-2>")
     assert apart(both, acting) > 0 and apart(both, one(studio, "a red star <lora:words:1>")) > 0
+    halves = "".join(f"<aesthetic:glow:1:lr=1e-2:mask={side}>" for side in ("left", "right"))
+    assert apart(one(studio, f"a red star {halves}"), acting) <= 1
     assert apart(one(studio, "a red star"), plain) == 0 and checksum(studio) == before
 
 

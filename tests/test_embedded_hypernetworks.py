@@ -35,4 +35,6 @@ def test_negative_only_and_a_missing_name(studio):
     plain, everywhere = one(studio, "a red star"), one(studio, "a red star <hypernet:zog>")
     negative = one(studio, "a red star", negative_prompt="<hypernet:zog>")
     assert apart(negative, plain) > 0 and apart(negative, everywhere) > 0
+    both = one(studio, "a red star <hypernet:zog:1:mask=top> <hypernet:zog:1:mask=bottom>")
+    assert apart(both, everywhere) <= 1 and apart(one(studio, "a red star <hypernet:zog:1:mask=top>"), both) > 2
     assert any('did you mean "zog"' in line for line in draw(studio, "a red star <hypernet:zug>").reports)
