@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 
-HOSTS = ("forge", "reforge", "a1111")
+HOSTS = ("forge", "reforge", "a1111", "unfit")
 """Modules of `extension.hosts`, each with `detect()` and `make()`; the more special ones first."""
 
 
-def _host_modules():
-    for name in HOSTS:
-        # Relative to this package, whose name inside a host is another one.
-        module = f"{__package__}.hosts.{name}"
-        if importlib.util.find_spec(module) is not None:
-            yield importlib.import_module(module)
+def _host_module(name: str):
+    # Relative to this package, whose name inside a host is another one.
+    return importlib.import_module(f"{__package__}.hosts.{name}")
 
 
 def start() -> type | None:
@@ -23,8 +21,14 @@ def start() -> type | None:
     Returns:
         The class that the host makes its script objects from, None where nothing of ours fits the host.
     """
-    for module in _host_modules():
-        if module.detect():
-            return module.make().register()
-    print("Athanor does not know this WebUI, so it does nothing here.")
-    return None
+    host = next((module for module in map(_host_module, HOSTS) if module.detect()), None)
+    if host is None:
+        print("Athanor does not know this WebUI, so it does nothing here.")
+        return None
+    try:
+        return host.make().register()
+    except Exception as error:
+        traceback.print_exc()
+        unfit = _host_module("unfit")
+        unfit.refuse(unfit.failed(error))
+        return None

@@ -25,7 +25,7 @@ from extension.jobs.places import Place
 from extension.jobs.processes import Identity
 from extension.loading import compile_all
 from installer.environment import ROOT, Environment
-from installer.link import is_webui
+from installer.link import SD_NEXT, is_sd_next, is_webui
 from installer.lock import only_one
 from installer.problems import SetupError, tail_of
 from installer.processes import capture
@@ -48,6 +48,9 @@ def at_start() -> int:
 def _look() -> Iterator[str]:
     webui, data = webui_of_this_start()
     if webui is None or data is None:
+        return
+    if is_sd_next(webui):
+        yield SD_NEXT
         return
     yield from second_copies(_started_as().parent.parent, _disabled(data.parent))
     place = places.choose(ROOT, data)

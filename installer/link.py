@@ -23,6 +23,14 @@ def is_webui(folder: Path) -> bool:
     return (folder / "modules").is_dir() and sum((folder / sign).exists() for sign in _SIGNS) >= 3
 
 
+SD_NEXT = "Athanor does not work in SD.Next yet; `python install.py serve` starts a small WebUI in which it trains."
+
+
+def is_sd_next(folder: Path) -> bool:
+    """Whether `folder` is SD.Next's, which has AUTOMATIC1111's layout over a backend of another kind."""
+    return (folder / "installer.py").is_file() and (folder / "modules" / "processing_diffusers.py").is_file()
+
+
 def check_webui(folder: Path) -> None:
     """Raises `SetupError` unless `folder` looks like a Stable Diffusion WebUI."""
     if not folder.is_dir():
@@ -37,6 +45,8 @@ def check_webui(folder: Path) -> None:
 def link(webui: Path, with_base: bool = False, root: Path = ROOT) -> int:
     """Links the extension, and with `with_base` the base model; says what was done and overwrites no other file."""
     check_webui(webui)
+    if is_sd_next(webui):
+        raise SetupError(SD_NEXT)
     _link_folder(root, webui / "extensions" / NAME)
     if with_base:
         give_base(root, webui)

@@ -13,7 +13,7 @@ from pathlib import Path
 from extension.jobs import places
 from extension.jobs.copies import second_copies
 from extension.jobs.files import read_json
-from installer.link import NAME, check_webui
+from installer.link import NAME, SD_NEXT, check_webui, is_sd_next
 from installer.packages import look
 from installer.problems import SetupError, tail_of
 from installer.processes import capture
@@ -21,7 +21,7 @@ from installer.processes import capture
 KINDS = (
     ("Forge", ("modules_forge", "backend")),
     ("reForge", ("modules_forge", "ldm_patched")),
-    ("SD.Next", ("installer.py", "modules/sd_hijack_vae.py")),
+    ("SD.Next", ("installer.py", "modules/processing_diffusers.py")),
     ("AUTOMATIC1111", ("modules/launch_utils.py",)),
 )
 """Names of WebUIs and what only they have, the more special ones first."""
@@ -80,6 +80,9 @@ def examine(folder: Path, named: Path | None, root: Path, problems: list[str]) -
         problems.append(error.sentence)
         return
     yield f"WebUI: {kind_of(folder)} in {folder}"
+    if is_sd_next(folder):
+        problems.append(SD_NEXT)
+        return
     found = Found(folder, find_python(folder, named))
     yield from _python(found, problems)
     yield from _extension(folder, root, problems)

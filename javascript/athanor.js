@@ -196,6 +196,10 @@
       athanor.waitingText = null;
       setTimeout(() => athanor.useInPrompt(text), 300); // after its own first value
     }
+    const refusal = document.getElementById("athanor-refusal"); // a WebUI that we cannot work in
+    if (refusal && refusal.textContent !== athanor.t(refusal.textContent)) {
+      refusal.textContent = athanor.t(refusal.textContent);
+    }
     const root = document.getElementById("athanor");
     if (root && !root.querySelector(".athanor-tabs") && isWhole()) build(root);
   }

@@ -117,6 +117,7 @@ def test_families(encoders, flag, family):
         (("modules.processing", "modules_forge", "backend", "backend.diffusion_engine"), "forge"),
         (("modules.processing", "modules_forge", "ldm_patched"), "reforge"),
         (("modules.processing",), "a1111"),
+        (("modules.processing", "modules.processing_diffusers"), None),  # SD.Next
         ((), None),
     ],
 )

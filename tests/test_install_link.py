@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from extension.jobs import places
-from installer import doctor, link
+from installer import doctor, host, link
 from installer.problems import SetupError
 
 
@@ -144,6 +144,25 @@ def test_doctor_examines_a_webui_its_python_and_the_trainers_environment(webui, 
     place.status.write_text(json.dumps({"state": "failed", "sentence": "The disk is full.", "began": 1.0}))
     text = "\n".join(doctor.report(webui, root=project, python=Path(sys.executable)))
     assert "switched Athanor off" in text and "The disk is full." in text and str(place.log) in text
+
+
+def test_sd_next_is_refused_in_a_sentence(webui, project, monkeypatch, capsys):
+    """By `link`, by `doctor`, and at its start, where no environment is made for it."""
+    (project / "pyproject.toml").write_text('version = "0.1.0"\n')
+    (webui / "installer.py").write_text("")
+    (webui / "modules" / "processing_diffusers.py").write_text("")
+    with pytest.raises(SetupError, match=r"SD\.Next"):
+        link.link(webui, root=project)
+    assert not (webui / "extensions" / "athanor").exists()
+    text = "\n".join(doctor.report(webui, root=project))
+    assert "WebUI: SD.Next" in text and f"To do: {link.SD_NEXT}" in text
+    ours = webui / "extensions" / "athanor"
+    ours.mkdir()
+    monkeypatch.chdir(ours)  # as SD.Next does
+    monkeypatch.setattr(sys, "argv", [str(ours / "install.py")])
+    monkeypatch.setattr(host, "start_build", None)
+    assert host.at_start() == 0
+    assert capsys.readouterr().out == f"Athanor: {link.SD_NEXT}\n"
 
 
 def test_doctor_takes_any_folder(tmp_path, project):

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from extension.hosts.base import Folders, LoadedModel
+from extension.hosts.unfit import is_sd_next
 
 
 def detect() -> bool:
-    """Whether this process is AUTOMATIC1111 or a close relative, and none with Forge's backend."""
+    """Whether this process is AUTOMATIC1111 or a close relative, and none with a backend of Forge's or SD.Next's."""
     try:
-        return bool(importlib.util.find_spec("modules.processing")) and not importlib.util.find_spec("modules_forge")
+        found = bool(importlib.util.find_spec("modules.processing")) and not importlib.util.find_spec("modules_forge")
+        return found and not is_sd_next()
     except ModuleNotFoundError:
         return False
 

@@ -1,8 +1,9 @@
-"""What belongs to a person's first minutes: a WebUI started as people start it, and the packages of its Python."""
+"""What belongs to a person's first minutes: a WebUI started as people start it, its files and its packages."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _FOLDERS = "import sysconfig; print(sysconfig.get_path('purelib')); print(sysconfig.get_path('scripts'))"
@@ -25,12 +26,33 @@ def packages(python: str) -> dict[str, str]:
     folders = subprocess.run([python, "-c", _FOLDERS], capture_output=True, text=True, check=True).stdout.split("\n")
     found = {}
     for folder in filter(None, folders):
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc" and path.name != "launches.json":
-                with open(path, "rb") as file:
-                    found[str(path)] = _digest(file)
+        found.update(_files(Path(folder), lambda path: path.name == "launches.json"))
     frozen = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
     return {**found, "pip freeze": frozen.stdout}
+
+
+OF_ITS_USE = ("athanor", "cache", "config_states", "output", "outputs", "tmp", "log", "__pycache__", ".git")
+"""Folders of a WebUI that change whenever it is used; `athanor` holds the runs, which stay."""
+SETTINGS = ("config.json", "ui-config.json")
+_REWRITTEN = (*SETTINGS, "params.txt", "styles.csv", "launches.json")
+
+
+def files_of(webui: Path) -> dict[str, str]:
+    """Every file of a WebUI that using it leaves alone, with its SHA-256."""
+
+    def left_out(path: Path) -> bool:
+        return path.name in _REWRITTEN or any(part in OF_ITS_USE for part in path.relative_to(webui).parts)
+
+    return _files(webui, left_out)
+
+
+def _files(folder: Path, left_out: Callable[[Path], bool]) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc" and not left_out(path):
+            with open(path, "rb") as file:
+                found[str(path)] = _digest(file)
+    return found
 
 
 def _digest(file) -> str:
@@ -38,6 +60,26 @@ def _digest(file) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """What is another file now, came, or went."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
+def settings_of(webui: Path) -> dict[str, str | None]:
+    """The texts of the files that the WebUI keeps its settings in; None for one that is not there."""
+    files = {name: webui / name for name in SETTINGS}
+    return {name: file.read_text(encoding="utf-8") if file.exists() else None for name, file in files.items()}
+
+
+def put_back(webui: Path, settings: dict[str, str | None]) -> None:
+    """Gives a WebUI the settings that it had."""
+    for name, text in settings.items():
+        if text is None:
+            (webui / name).unlink(missing_ok=True)
+        else:
+            (webui / name).write_text(text, encoding="utf-8")
 
 
 def free_port() -> int:
@@ -99,6 +141,17 @@ class Started:
                 return True
         except (OSError, urllib.error.URLError):
             return False
+
+    def draw(self, **wishes) -> dict:
+        """A picture by the WebUI's own API (it must have been started with `--api`), with what is written into it."""
+        body = {"prompt": "a red circle", "seed": 7, "steps": 3, "width": 64, "height": 64, "sampler_name": "Euler"}
+        body |= {"save_images": False, "override_settings": {"live_previews_enable": False}, **wishes}
+        request = urllib.request.Request(
+            f"{self.address}/sdapi/v1/txt2img", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            drawn = json.load(answer)
+        return {"pictures": drawn["images"], "texts": json.loads(drawn["info"])["infotexts"]}
 
     def stop(self) -> None:
         """Ends it; the trainers' environment and what was trained stay."""
