@@ -1,6 +1,6 @@
 """Stands for `python -m trainers` in the tests of the queue: events, commands, states and endings without a model.
 
-What it does is written in the job's `comment`: `pause=0.05; at=3; do=kill; times=2` (or oom, reject, child, hang).
+What it does is written in the job's `comment`: `pause=0.05; at=3; do=kill; times=2` (or oom, spill, child, …).
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ def train(run: Path, resuming: bool) -> int:
         if step == int(wishes.get("at", 0)) and _times(run / "misbehaved") < int(wishes.get("times", 1)):
             with (run / "misbehaved").open("a") as file:
                 file.write("x")
+            if wishes["do"] == "spill":
+                events.emit("stopped", step=step - 1, why="Stopped by the check.", check="memory")
+                return 3
             _misbehave(wishes["do"], run)
         events.emit("step", step=step, steps=total, epoch=1, loss=1 / step, loss_average=1 / step, seconds=0.01, eta=1)
         (run / "state.json").write_text(json.dumps({"step": step}))

@@ -18,7 +18,9 @@ from trainers import running as training
 from trainers.checks import running
 from trainers.data.scan import scan
 from trainers.engine import models, session, watch
+from trainers.engine.state import Counters
 from trainers.errors import InputError
+from trainers.events import EventLog
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "assets" / "pictures"
@@ -228,6 +230,27 @@ def test_the_norm_of_a_change_is_that_of_the_whole_matrix():
     entry = {"lora_up": torch.randn(9, 3), "lora_down": torch.randn(3, 7), "alpha": 1.5}
     whole = (entry["lora_up"] @ entry["lora_down"]).norm().item() * 0.5
     assert watch._norm(entry) == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_card_whose_memory_spills_stops_the_run_until_it_has_a_smaller_plan(tmp_path, monkeypatch):
+    told = EventLog(tmp_path / "events.jsonl")
+    session = SimpleNamespace(
+        world=SimpleNamespace(is_main=True), device=torch.device("cuda", 0), events=told, total_steps=10_000,
+        folder=SimpleNamespace(events_file=tmp_path / "events.jsonl"),
+        job=SimpleNamespace(override_checks=[], warmup=0),
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 1000))
+    watching, counters = watch.Watch(session, SimpleNamespace(line=lambda text: None)), Counters()
+    for seconds in [1.0] * watch.FIRST_STEPS + [6.0] * watch.LAST_STEPS:
+        assert watching.stop_why is None
+        watching.step(counters, seconds)
+    assert watching.why_stopped()["check"] == "memory" and counters.told == ["memory:stop"]
+    again = watch.Watch(session, None)
+    again.begin_again(counters)
+    assert counters.told == ["memory:stop"], "whoever resumes it goes on all the same"
+    told.emit("reduced", what="", step=3, why="")
+    again.begin_again(counters)
+    assert counters.told == []
 
 
 def test_a_run_that_learns_nothing_saves_and_stops_and_goes_on_when_it_is_told_to(tiny_base, tmp_path):

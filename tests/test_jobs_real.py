@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs_helpers import look_until, until
-from training_helpers import header_of, job_values, make_pictures, write_job
+from jobs_helpers import ROOT, TESTS, look_until, until
+from training_helpers import events_of, header_of, job_values, make_pictures, write_job
 
 from extension.jobs.environment import Environment
 from extension.jobs.manager import Jobs
@@ -57,6 +57,37 @@ def test_a_real_job_is_surveyed_killed_resumed_and_done(jobs, tiny_base, tmp_pat
     assert header_of(result)["__metadata__"]["ss_steps"] == "30"
     again = jobs.survey({**values, "steps": 300})
     assert again.seconds and again.seconds_from == "ball"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's own limit on memory")
+def test_memory_that_really_runs_out_is_followed_by_a_smaller_plan(tmp_path):
+    """torch's allocator is refused memory by the system in the third step; the queue does the rest by itself."""
+    # What was freed goes back to the system at once, so that the limit means what it says.
+    lean = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
+    variables = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "ATHANOR_TEST_ROOM": "200", **lean}
+    jobs = Jobs(tmp_path / "runs", Environment(Path(sys.executable), "limited_trainer", (ROOT, TESTS), variables))
+    values = job_values(
+        ROOT / "assets" / "base" / "athanor-base.safetensors", make_pictures(tmp_path / "data", 4), name="ball",
+        repeats=8, batch_size=32, steps=3, state_every=1, bucket_max=64, bucket_min=64, verdict=False,
+        override_checks=["amount", "quality", "buckets", "sameness", "dose", "rate", "learning", "captions", "trigger"],
+    )  # fmt: skip
+    jobs.submit(values)
+
+    def done() -> bool:
+        jobs.supervisor.look()
+        view = jobs.one("ball")
+        at_work = view.state in ("queued", "preparing", "training", "failed") and jobs.supervisor._started
+        assert view.state != "failed" or at_work, (view.problems, view.log[-10:])
+        return view.state == "done"
+
+    until(done, 240)
+    view = jobs.one("ball")
+    events = events_of(jobs.runs / "ball")
+    (failed,) = [event for event in events if event["event"] == "failed"]
+    assert "can't allocate memory" in failed["why"] and failed["advice"].startswith("The memory did not suffice.")
+    assert "The memory did not suffice: gradient checkpointing was turned on, continued from step 2." in view.notes
+    assert [step for step, *_ in view.losses] == [1, 2, 3] and view.problems == []
+    assert (jobs.runs / "ball" / "ball.safetensors").is_file()
 
 
 def test_a_survey_says_every_problem(jobs, tmp_path):

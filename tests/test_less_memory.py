@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from jobs_helpers import fake_jobs, until, values
 
 from extension.jobs import less_memory
 from extension.jobs.lease import HAND_OVER, RECORD, SIDE_BY_SIDE
-from trainers import spec
+from trainers import errors, spec
 from trainers.events import read_events
 
 
@@ -44,6 +45,13 @@ def test_it_goes_on_from_its_last_state_with_the_next_smaller_plan(jobs):
         "The memory did not suffice: batches of 4 became 2 times 2, added up, continued from step 3.",
     ]
     assert [step for step, *_ in view.losses] == [1, 2, 3, 4, 5, 6]
+
+
+def test_memory_that_spills_is_followed_by_a_smaller_plan_too(jobs):
+    view, job = _ended(jobs, comment="at=4;do=spill")
+    assert view.state == "done" and job.gradient_checkpointing == "on"
+    told = "The memory spilled into the computer's own: gradient checkpointing was turned on, continued from step 3."
+    assert told in view.notes
 
 
 def test_it_gives_up_where_nothing_smaller_is_left(jobs):
@@ -83,6 +91,39 @@ def test_the_ladder():
     assert done[0] == "pictures are encoded one by one"
     whole = {"method": "dreambooth", "fused_backward": True, "max_grad_norm": 0, "batch_size": 4}
     assert steps(**whole)[1] == ["gradient checkpointing was turned on"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to",
+        "numpy.core._exceptions._ArrayMemoryError: Unable to allocate 7.45 GiB for an array with shape (1,)",
+        "RuntimeError: std::bad_alloc", "MemoryError: bad allocation", "MemoryError: ",
+        "RuntimeError: MPS backend out of memory (MPS allocated: 8.00 GB)",
+        "RuntimeError: level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+        "OSError: [WinError 1455] The paging file is too small for this operation to complete.",
+        "RuntimeError: unable to mmap 4265146304 bytes from file <m.safetensors>: Cannot allocate memory (12)",
+    ],
+)  # fmt: skip
+def test_every_way_in_which_memory_is_said_to_be_short_is_known(said):
+    assert errors.tells_of_memory(said)
+    assert not errors.tells_of_memory("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_memory_behind_another_exception_is_seen():
+    try:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise errors.InputError("m.safetensors: this state cannot be read.") from error
+    except errors.InputError as error:
+        assert errors.is_out_of_memory(error) and not errors.is_out_of_memory(errors.InputError("x"))
+    assert errors.is_out_of_memory(OSError(errno.ENOMEM, "")) and not errors.is_out_of_memory(None)
 
 
 def test_a_run_that_was_never_accepted_is_not_reduced(tmp_path):

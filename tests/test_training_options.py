@@ -14,7 +14,7 @@ from training_helpers import events_of, header_of, job_values, make_pictures
 
 from trainers import running, spec
 from trainers.engine import loop as loops
-from trainers.engine import state
+from trainers.engine import results, state
 from trainers.engine import step as steps
 from trainers.formats.adapters import read_adapter
 from trainers.formats.safetensors_io import load
@@ -240,6 +240,18 @@ def test_a_step_that_is_not_finite_changes_nothing(train, monkeypatch):
     assert [(event["to_step"], event["lr_scale"]) for event in back] == [(0, 0.5)]
     assert [index for index, _ in seen] == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
     assert {rate for _, rate in seen[:4]} == {0.001} and {rate for _, rate in seen[4:]} == {0.0005}
+
+
+def test_sample_pictures_that_do_not_fit_are_left_out(train, monkeypatch):
+    def full(*given, **options):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(results.sampling, "draw_one", full)
+    code, folder = train(steps=2, sample_prompts=["a ball"], sample_every=1)
+    assert code == 0 and result(folder).is_file() and not events_of(folder, "sample")
+    assert [event["text"] for event in events_of(folder, "note") if "sample pictures" in event["text"]] == [
+        "The memory did not suffice for drawing sample pictures; the training goes on without them."
+    ]
 
 
 def test_a_torn_last_state_is_never_current(tmp_path):

@@ -29,7 +29,7 @@ verdict     path (of the sheet), step (its best one), prompts, steps, weights
 snapshot    step, path (an adapter as it is now, for drawing with it meanwhile)
 memory      step, device (its type), peak_bytes, reserved_bytes (by torch, of the driver; on the CPU both are the
             process's own peak), stages (label to bytes), planned_bytes, planned_stages
-stopped     step, why (where it was not asked for; the run can be resumed)
+stopped     step, why (where it was not asked for; the run can be resumed), check (the one that stopped it)
 done        step, path, seconds
 failed      why, advice
 =========== ==================================================================================

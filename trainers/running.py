@@ -25,13 +25,14 @@ from trainers.data.survey import Survey, survey
 from trainers.display import Display
 from trainers.engine import optimizers, precision, runfolder, state
 from trainers.engine.attached import ATTACH, read_lease
+from trainers.engine.finite import Diverged
 from trainers.engine.lock import RunLock
-from trainers.engine.loop import Diverged, Loop
+from trainers.engine.loop import Loop
 from trainers.engine.memory import MemoryPlan
 from trainers.engine.runfolder import RunFolder
 from trainers.engine.session import check_base, make_plan, open_session
 from trainers.engine.world import World, join_world
-from trainers.errors import InputError
+from trainers.errors import InputError, is_out_of_memory
 from trainers.events import EventLog, is_waiting, read_events, take_commands
 from trainers.formats.families import FAMILIES
 from trainers.methods import one_pass
@@ -233,8 +234,9 @@ def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
             display.line(f"Stopped before the first step; go on with: python -m trainers resume {run.path}")
             return STOPPED
         except InputError as error:
-            if isinstance(error.__cause__, OSError):  # the disk failed under a run that had been accepted
-                return _fail(run, world, events, display, error.__cause__)
+            cause = error.__cause__
+            if isinstance(cause, OSError) or is_out_of_memory(cause):  # of a run that had been accepted
+                return _fail(run, world, events, display, cause)
             _tell(events, "failed", why="; ".join(error.problems), advice="")
             raise
         except Exception as error:
@@ -311,13 +313,7 @@ def _advice(error: Exception) -> str:
         return DIVERGED_ADVICE
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DISK_ADVICE
-    if (
-        isinstance(error, MemoryError)
-        or "out of memory" in str(error).lower()
-        or "can't allocate" in str(error).lower()
-    ):
-        return MEMORY_ADVICE
-    return ""
+    return MEMORY_ADVICE if is_out_of_memory(error) else ""
 
 
 def _tell(events: EventLog, event: str, **fields: str | int) -> None:

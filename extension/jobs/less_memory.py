@@ -19,9 +19,11 @@ from trainers import spec
 from trainers.errors import InputError
 from trainers.events import EventLog, read_events
 
-_ORDINARY = (0, 2, 3)
-"""Exit codes that say: done, rejected, stopped."""
-_KILLED = -9
+_ORDINARY = (0, 2)
+"""Exit codes that say: done, rejected."""
+_STOPPED, _KILLED = 3, -9
+SPILLS = "memory"
+"""The check that stops a run whose memory spills into the computer's own, where every step takes many times as long."""
 
 
 def kills_by_the_system() -> int | None:
@@ -36,7 +38,7 @@ def kills_by_the_system() -> int | None:
 
 
 def ran_out(run: Path, code: int, log_from: int, kills_before: int | None) -> bool:
-    """Whether a trainer that ended with `code` did so because memory was lacking.
+    """Whether a trainer that ended with `code` did so because memory was lacking, or spilled.
 
     Args:
         log_from: where its part of log.txt begins.
@@ -45,8 +47,10 @@ def ran_out(run: Path, code: int, log_from: int, kills_before: int | None) -> bo
     if code in _ORDINARY or read_json(run / "asked.json"):
         return False
     events, _ = read_events(run / "events.jsonl")
-    if events and events[-1]["event"] == "failed":
-        last = events[-1]
+    last = events[-1] if events else {"event": ""}
+    if code == _STOPPED:
+        return last["event"] == "stopped" and last.get("check") == SPILLS
+    if last["event"] == "failed":
         return is_out_of_memory([str(last.get("why", "")), str(last.get("advice", ""))])
     if code == _KILLED:
         now = kills_by_the_system()
@@ -119,6 +123,8 @@ def reduce(run: Path) -> str:
     smaller, done = found
     write_text(file, spec.to_yaml(smaller))
     log = EventLog(run / "events.jsonl")
-    log.emit("reduced", what=done, step=newest_step(run), why="the memory did not suffice")
+    spilled = events and events[-1].get("check") == SPILLS
+    why = "the memory spilled into the computer's own" if spilled else "the memory did not suffice"
+    log.emit("reduced", what=done, step=newest_step(run), why=why)
     log.close()
     return done

@@ -7,11 +7,10 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainers.errors import tells_of_memory
+
 TAIL_LINES = 40
 _TAIL_BYTES = 32_768
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|\bMemoryError\b|\bENOMEM\b", re.IGNORECASE
-)
 _SMALLER = "Lower the resolution or the batch size, or turn gradient_checkpointing on; then resume the run."
 _GPU_MEMORY = f"The graphics card's memory did not suffice. {_SMALLER}"
 _MEMORY = f"The computer's memory did not suffice. {_SMALLER}"
@@ -36,7 +35,7 @@ def log_tail(log: Path, start: int = 0, lines: int = TAIL_LINES) -> list[str]:
 
 def is_out_of_memory(lines: Sequence[str]) -> bool:
     """Whether these lines tell of memory that did not suffice."""
-    return any(_OUT_OF_MEMORY.search(line) for line in lines)
+    return any(tells_of_memory(line) for line in lines)
 
 
 def memory_sentence(lines: Sequence[str]) -> str:
@@ -44,7 +43,7 @@ def memory_sentence(lines: Sequence[str]) -> str:
     if not is_out_of_memory(lines):
         return ""
     text = " ".join(lines)
-    return _GPU_MEMORY if re.search(r"CUDA|HIP|XPU|MPS", text) else _MEMORY
+    return _GPU_MEMORY if re.search(r"CUDA|CUBLAS|CUDNN|HIP|XPU|MPS", text) else _MEMORY
 
 
 def _how(code: int) -> str:

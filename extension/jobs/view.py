@@ -210,7 +210,8 @@ class Summary:
     def _on_reduced(self, event: dict[str, Any]) -> None:
         step = event.get("step") or 0
         where = f"continued from step {step}" if step else "began again"
-        self.notes.append(f"The memory did not suffice: {event.get('what')}, {where}.")
+        why = str(event.get("why") or "the memory did not suffice")
+        self.notes.append(f"{why[:1].upper()}{why[1:]}: {event.get('what')}, {where}.")
 
     def _on_memory(self, event: dict[str, Any]) -> None:
         taken, planned = (float(event.get(name) or 0) / 2**30 for name in ("peak_bytes", "planned_bytes"))

@@ -5,26 +5,22 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainers.engine import lr_schedules, memory, optimizers, sampling, state
+from trainers.engine import lr_schedules, state
 from trainers.engine.attached import HostGone, watch_of
-from trainers.engine.best import best_of_run
-from trainers.engine.live import Live
-from trainers.engine.own_prior import own_prior, wants_own_prior
+from trainers.engine.finite import Diverged, for_json, require_finite
+from trainers.engine.results import Results
+from trainers.engine.scalars import Scalars
 from trainers.engine.session import Session
 from trainers.engine.state import Counters
 from trainers.engine.step import micro_step, prepare
 from trainers.engine.turns import Turns
-from trainers.engine.validation import held_out_loss
-from trainers.engine.verdict import draw_verdict
 from trainers.engine.watch import Watch
-from trainers.engine.writing import result_metadata
 from trainers.events import is_waiting, take_command, take_commands
 from trainers.options import rate_steps
 
@@ -35,23 +31,18 @@ STOP, SAVE, SAMPLE, SNAPSHOT = 1, 2, 4, 8
 COMMAND_BITS = {"stop": STOP, "save": SAVE, "sample": SAMPLE, "snapshot": SNAPSHOT}
 
 
-class Diverged(Exception):
-    """The loss stayed non-finite after every way back was tried."""
-
-
 class Loop:
     """Runs a session to its end, a stop, or a failure."""
 
     def __init__(self, session: Session, show: Any) -> None:
         self.s, self.show = session, show
         self.counters = Counters()
-        self.live = Live(session)
         self.resumed_from: int | None = None
         self.stop_asked = False
-        self._watch = Watch(session, show)
+        self._watch, self._scalars = Watch(session, show), Scalars(session)
+        self.results = Results(session, show, self._watch, self._scalars)
         self._base_rates = [group["lr"] for group in session.optimizer.param_groups]
         self._step_seconds: list[float] = []
-        self._tensorboard = None
         self._turns = Turns(session.lease.drawing, session.events.emit)
         self._check_host = watch_of(session.lease, session.host_base)
 
@@ -87,116 +78,14 @@ class Loop:
             self.counters, tensors = found
             self._load(tensors)
             self.resumed_from = self.counters.step
-
-    def _require_finite(self) -> None:
-        """Nothing that is not finite reaches a file."""
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.s.trainable.tensors().values()):
-            raise Diverged("the trained weights are no longer finite")
+            self._watch.begin_again(self.counters)
 
     def save_state(self) -> None:
-        self._require_finite()
+        require_finite(self.s.trainable)
         if self.s.world.is_main:
             state.save_state(self.s.folder.states, self.counters, self._tensors())
             self.s.events.emit("saved", step=self.counters.step, kind="state", path="state/current")
         self.s.world.wait()
-
-    # --- results -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _best_weights(self) -> Iterator[None]:
-        """The weights that are measured, drawn with and saved: the average where there is one, without dropout. The
-        training weights come back bit for bit."""
-        averaged = self.s.ema.averaged(self.s.parameters()) if self.s.ema else nullcontext()
-        evaluation = optimizers.evaluation_weights(self.s.optimizer, self.s.parameters())
-        with evaluation, averaged, self.s.trainable.at_rest():
-            yield
-
-    def write_result(self, kind: str) -> Path:
-        self._require_finite()
-        step = None if kind == "result" else self.counters.step
-        path = self.s.folder.result(self.s.job, step)
-        if self.s.world.is_main:
-            with self._best_weights():
-                self.s.trainable.save(path, result_metadata(self.s, self.counters.step))
-            beside = self.s.trainable.beside(path) if hasattr(self.s.trainable, "beside") else []
-            for each in (*beside, path):  # the result itself last: the newest of a step counts
-                self.s.events.emit("saved", step=self.counters.step, kind=kind, path=each.name)
-        return path
-
-    def _tell_words(self) -> None:
-        """What an embedding learned, in words of the vocabulary."""
-        if self.s.world.is_main and hasattr(self.s.trainable, "in_words"):
-            with self._best_weights():
-                for sentence in self.s.trainable.in_words():
-                    self.s.events.emit("note", text=sentence)
-                    self.show.line(sentence)
-
-    def validate(self) -> None:
-        """Measure on the held-out and the unrelated pictures; the base's own losses are measured once."""
-        if not self.s.world.is_main:
-            return
-        sets = {"loss": self.s.validation, "prior_loss": self._prior()}
-        sets = {name: items for name, items in sets.items() if items}
-        if not sets:
-            return
-        baseline = self.counters.baseline
-        if not baseline:
-            with self.s.trainable.without():
-                baseline.update({name: self._measure(items) for name, items in sets.items()})
-        if self.counters.step == 0 and not self.s.job.get("init_from"):
-            now = dict(baseline)  # nothing is learned yet
-        else:
-            with self._best_weights():
-                now = {name: self._measure(items) for name, items in sets.items()}
-        fields = {**now, **{name.replace("loss", "base_loss"): value for name, value in baseline.items()}}
-        self.s.events.emit("validation", step=self.counters.step, **_finite(fields))
-        self._log_scalars({f"validation/{name}": value for name, value in fields.items()})
-        self.show.line(_validation_text(self.counters.step, fields))
-        self._watch.validation(self.counters, fields, self.counters.step >= self.s.total_steps)
-
-    def _prior(self) -> list[Any]:
-        """The unrelated pictures to measure on: those that were named, else a few that the base draws itself."""
-        s = self.s
-        if not s.prior and s.validation and wants_own_prior(s.job):
-            with s.trainable.without(), s.autocast():
-                s.prior = own_prior(s.models.base, s.conditioner, s.job, s.folder.path / "prior.pt")
-        return s.prior
-
-    def _measure(self, items: list[Any]) -> float:
-        return held_out_loss(
-            items,
-            self.s.predict,
-            prediction=self.s.job.prediction,
-            alphas_cumprod=self.s.alphas_cumprod,
-            draws=self.s.job.validation_draws,
-        )
-
-    def draw_samples(self) -> None:
-        job = self.s.job
-        if not job.sample_prompts or not self.s.world.is_main:
-            return
-        self.s.folder.samples.mkdir(exist_ok=True)
-        self.s.models.need_vae()
-        side = job.resolution // 8 * 8
-        self.s.memory_use.end_of("training")
-        with self._best_weights(), self.s.autocast():
-            for number, prompt in enumerate(job.sample_prompts):
-                picture = sampling.draw_one(
-                    self.s.models.base, self.s.conditioner, prompt, seed=job.sample_seed + number, size=(side, side),
-                    steps=job.sample_steps, cfg=job.sample_cfg, negative=job.negative_prompt,
-                    zero_terminal_snr=job.zero_terminal_snr,
-                )  # fmt: skip
-                path = self.s.folder.samples / f"{self.counters.step:06d}-{number:02d}.png"
-                sampling.save_png(picture, path)
-                self.s.events.emit(
-                    "sample",
-                    step=self.counters.step,
-                    path=f"samples/{path.name}",
-                    prompt=prompt,
-                    seed=job.sample_seed + number,
-                )
-        self.s.models.park_vae()
-        self.s.memory_use.end_of("drawing pictures")
 
     # --- the steps ---------------------------------------------------------------------------------------------
 
@@ -294,32 +183,26 @@ class Loop:
             "of what was asked for."
         )
 
+    @property
+    def _pace(self) -> float:
+        """Seconds that a step takes."""
+        return sorted(self._step_seconds)[len(self._step_seconds) // 2] if self._step_seconds else 0.0
+
     def _report_step(self, learned: float, plain: float, norm: float, seconds: float) -> None:
         counters = self.counters
         average = counters.loss_average
         counters.loss_average = plain if average is None else average + (plain - average) * 0.02
         self._step_seconds = [*self._step_seconds[-19:], seconds]
-        pace = sorted(self._step_seconds)[len(self._step_seconds) // 2]
-        eta = pace * (self.s.total_steps - counters.step)
+        eta = self._pace * (self.s.total_steps - counters.step)
         rates = _rates(self.s.optimizer.param_groups)
         fields = {"loss": plain, "weighted_loss": learned, "loss_average": counters.loss_average, "grad_norm": norm}
         epoch = (counters.step - 1) // self.s.steps_per_epoch + 1
         self.s.events.emit(
-            "step", step=counters.step, steps=self.s.total_steps, epoch=epoch, **_finite(fields), lr=rates,
+            "step", step=counters.step, steps=self.s.total_steps, epoch=epoch, **for_json(fields), lr=rates,
             seconds=round(seconds, 4), eta=round(eta, 1),
         )  # fmt: skip
-        self._log_scalars({f"train/{name}": value for name, value in fields.items()})
+        self._scalars.log({f"train/{name}": value for name, value in fields.items()}, counters.step)
         self.show.step(counters.step, self.s.total_steps, counters.loss_average, eta)
-
-    def _log_scalars(self, values: dict[str, float]) -> None:
-        if not self.s.job.tensorboard or not self.s.world.is_main:
-            return
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self.s.folder.path / "tensorboard"))
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, self.counters.step)
 
     # --- between the steps -------------------------------------------------------------------------------------
 
@@ -345,36 +228,23 @@ class Loop:
         to_draw = asked & SAMPLE or self._due(job.sample_every, job.sample_every_epochs)
         self._snapshot(asked, bool(to_measure or to_draw))
         if to_measure:
-            self.validate()
+            self.results.validate(self.counters)
         if to_draw:
-            self.draw_samples()
+            self.results.draw_samples(self.counters.step)
         if asked & (SAVE | STOP) or to_save:
-            self.write_result("intermediate")
+            self.results.write("intermediate", self.counters.step)
         if asked & (SAVE | STOP) or self._due(job.state_every):
             self.save_state()
         return bool(asked & STOP)
 
     def _snapshot(self, asked: int, soon_busy: bool) -> None:
         if asked & SNAPSHOT:
-            self.live.ask()
-        if self.live.is_due(self.counters.step, soon_busy):
-            with self._best_weights():
-                self.live.write(self.counters.step)
-
-    def _report_memory(self) -> None:
-        """What the run took, beside what was expected of it."""
-        self.s.memory_use.end_of("training")
-        facts, plan = self.s.memory_use.facts(), self.s.plan
-        self.s.events.emit(
-            "memory", step=self.counters.step, **facts, planned_bytes=plan.peak_bytes, planned_stages=dict(plan.stages)
-        )
-        if facts["peak_bytes"]:
-            taken, expected = memory.human(facts["peak_bytes"]), memory.human(plan.peak_bytes)
-            self.show.line(f"Memory: {taken} at most; {expected} were expected.")
+            self.results.live.ask()
+        self.results.snapshot(self.counters.step, soon_busy)
 
     def _while_paused(self) -> bool:
         """Whether to pause no longer. The picture that is paused for may be drawn with a snapshot of this very run."""
-        if self.live.is_possible and take_command(self.s.folder.path, "snapshot"):
+        if self.results.live.is_possible and take_command(self.s.folder.path, "snapshot"):
             self._snapshot(SNAPSHOT, soon_busy=False)
         return self._stop_is_waiting()
 
@@ -406,24 +276,7 @@ class Loop:
                 raise
             return "stopped"
         finally:
-            if self._tensorboard is not None:
-                self._tensorboard.close()  # it holds the last minutes back until then
-
-    def _judge(self) -> None:
-        """What is said of a run that has all its steps: its best file, and a sheet of pictures to judge by."""
-        if not self.s.world.is_main:
-            return
-        choice = best_of_run(self.s.folder.events_file)
-        if choice is None:  # the run's folder was tidied up meanwhile
-            return
-        best = choice.best
-        self.s.events.emit(
-            "best", step=best.step, path=best.path, loss=best.loss, prior=best.prior, reason=choice.reason,
-            why=choice.sentence(),
-        )  # fmt: skip
-        self.show.line(f"Best: {choice.sentence()}")
-        pace = sorted(self._step_seconds)[len(self._step_seconds) // 2] if self._step_seconds else 0.0
-        draw_verdict(self.s, choice, training_seconds=pace * self.s.total_steps, is_stopped=self._stop_is_waiting)
+            self._scalars.close()
 
     def _stop_is_waiting(self) -> bool:
         return self.stop_asked or is_waiting(self.s.folder.path, "stop")
@@ -437,28 +290,32 @@ class Loop:
         if self.resumed_from is None:
             self._watch.before_first_step()
             self.save_state()  # something to go back to before the first state is due
-            self.validate()
-            self.draw_samples()
+            self.results.validate(self.counters)
+            self.results.draw_samples(self.counters.step)
         elif not self.counters.baseline:
-            self.validate()
+            self.results.validate(self.counters)
         while self.counters.step < total:
             self._step()
             if self.counters.step < total and self._between_steps():
-                why = {"why": self._watch.stop_why} if self._watch.stop_why else {}
-                self.s.events.emit("stopped", step=self.counters.step, **why)
+                self.s.events.emit("stopped", step=self.counters.step, **self._watch.why_stopped())
                 return "stopped"
             self._turns.wait(self._while_paused)
-        self._snapshot(0, soon_busy=True)
-        self.validate()
-        self.draw_samples()
-        self._report_memory()
-        self._watch.end(self.counters)
-        path = self.write_result("result")
-        self._tell_words()
-        self.save_state()
-        self._judge()
+        path = self._finish()
         self.s.events.emit("done", step=total, path=path.name, seconds=round(time.monotonic() - began, 3))
         return "done"
+
+    def _finish(self) -> Path:
+        """All that comes of a run that has all its steps; the result's path."""
+        self._snapshot(0, soon_busy=True)
+        self.results.validate(self.counters)
+        self.results.draw_samples(self.counters.step)
+        self.results.report_memory(self.counters.step)
+        self._watch.end(self.counters)
+        path = self.results.write("result", self.counters.step)
+        self.results.tell_words()
+        self.save_state()
+        self.results.judge(self._pace * self.s.total_steps, self._stop_is_waiting)
+        return path
 
 
 def _rates(groups: list[dict[str, Any]]) -> dict[str, float]:
@@ -467,19 +324,3 @@ def _rates(groups: list[dict[str, Any]]) -> dict[str, float]:
     for group in groups:
         found.setdefault((group.get("name", ""), float(group["lr"])))
     return {f"{number}:{name}": rate for number, (name, rate) in enumerate(found)}
-
-
-def _finite(fields: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in fields.items()}
-
-
-def _validation_text(step: int, fields: dict[str, float]) -> str:
-    parts = (
-        [f"Step {step}: held-out loss {fields['loss']:.4f} (base {fields['base_loss']:.4f})"]
-        if "loss" in fields
-        else []
-    )
-    if "prior_loss" in fields:
-        parts.append(f"unrelated pictures {fields['prior_loss']:.4f} (base {fields['prior_base_loss']:.4f})")
-    return ", ".join(parts)

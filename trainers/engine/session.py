@@ -114,7 +114,6 @@ class Session:
     conditioner: Conditioner
     trainable: Trainable
     optimizer: torch.optim.Optimizer | FusedOptimizer
-    ema: Ema | None
     alphas_cumprod: torch.Tensor
     plan: memory.MemoryPlan
     base_hashes: Future[FileHashes]
@@ -122,6 +121,7 @@ class Session:
     memory_use: MemoryUse
     lease: Lease
     host_base: LiveBase | None = None
+    ema: Ema | None = None
     scaler: Any = None
     prepared: Any = None  # (index, batch, what is random about it) of the coming micro step
 
@@ -241,6 +241,57 @@ def _tell_attached(events: EventLog, live: LiveBase, before: int | None) -> None
     events.emit("attached", kind=live.kind, bytes=live.nbytes, tensors=live.tensors, private_bytes=grown)
 
 
+def _tell_plan(plan: memory.MemoryPlan, job: Job, device: torch.device, events: EventLog) -> None:
+    events.emit(
+        "plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, precision=plan.precision,
+        base_dtype=plan.base_dtype, checkpointing=plan.gradient_checkpointing, lines=plan.lines(),
+        family=job.family, resolution=job.resolution, device=device.type,
+    )  # fmt: skip
+
+
+def _texts_to_encode(job: Job, dataset: Dataset, models: Models) -> set[str]:
+    """Every text that will be read; the autoencoder is kept only where pictures will be drawn."""
+    texts = dataset.captions_needed()
+    drawn = {*job.sample_prompts, *verdict_prompts(job)}
+    if drawn:
+        texts |= {*drawn, job.negative_prompt}
+        models.park_vae()
+    else:
+        models.drop_vae()
+    if wants_own_prior(job):
+        texts |= set(PRIOR_PROMPTS)
+    return texts | {""}  # what shorter prompts of a batch are filled up with
+
+
+def _place_trainable(
+    job: Job, models: Models, conditioner: Conditioner, dtype: torch.dtype, live: LiveBase | None, events: EventLog
+) -> Trainable:
+    """Loads what learns and puts the trainable parameters into it."""
+    before = attached.private_bytes()
+    models.need_unet()
+    if conditioner.trained:
+        models.need_text()
+    if live is None:
+        return setup_for(job.method)(models.base, job)
+    _tell_attached(events, live, before)
+    with attached.open_for_adapters(models.base, dtype):
+        return setup_for(job.method)(models.base, job)
+
+
+def _make_optimizer(job: Job, trainable: Trainable, world: World) -> torch.optim.Optimizer | FusedOptimizer:
+    if not job.get("fused_backward"):
+        return optimizers.make_optimizer(trainable.param_groups(), job)
+    if world.size > 1:
+        raise InputError("fused_backward: several processes add their gradients up, which it cannot; turn it off.")
+    return FusedOptimizer(trainable.param_groups(), job)
+
+
+def _noise_schedule(job: Job, models: Models) -> torch.Tensor:
+    """The base's alphas_cumprod [1000], on the CPU, rescaled where the job asks for it."""
+    alphas = models.base.alphas_cumprod.float().cpu()
+    return objectives.rescale_zero_terminal_snr(alphas) if job.zero_terminal_snr else alphas
+
+
 def open_session(
     job: Job,
     info: BaseInfo,
@@ -265,11 +316,7 @@ def open_session(
     plan = make_plan(job, info, device, attached=live is not None)
     dtype = plan.compute_dtype
     if world.is_main:
-        events.emit(
-            "plan", items=dict(plan.items), peak_bytes=plan.peak_bytes, precision=plan.precision,
-            base_dtype=plan.base_dtype, checkpointing=plan.gradient_checkpointing, lines=plan.lines(),
-            family=job.family, resolution=job.resolution, device=device.type,
-        )  # fmt: skip
+        _tell_plan(plan, job, device, events)
         for line in plan.lines():
             say(line)
     if job.memory_limit:
@@ -280,53 +327,28 @@ def open_session(
         world.wait()  # the main process makes the caches, the others find them made
     job = with_class_pictures(job, models, folder.path, report)
     dataset = _make_dataset(job, models, folder, world, report)
-    texts = dataset.captions_needed()
-    drawn = {*job.sample_prompts, *verdict_prompts(job)}
-    if drawn:
-        texts |= {*drawn, job.negative_prompt}
-        models.park_vae()
-    else:
-        models.drop_vae()
-    if wants_own_prior(job):
-        texts |= set(PRIOR_PROMPTS)
-    texts.add("")  # what shorter prompts of a batch are filled up with
+    texts = _texts_to_encode(job, dataset, models)
     use.end_of("caching pictures")
     conditioner = _make_conditioner(job, models, texts, dataset.cache_folder, report)
     if world.is_main:
         world.wait()
     if not conditioner.trained:
         use.end_of("caching captions")
-    before = attached.private_bytes()
-    models.need_unet()
-    if conditioner.trained:
-        models.need_text()
-    if live is not None:
-        _tell_attached(events, live, before)
-    with attached.open_for_adapters(models.base, dtype) if live is not None else nullcontext():
-        trainable = setup_for(job.method)(models.base, job)
+    trainable = _place_trainable(job, models, conditioner, dtype, live, events)
     plan.apply(models.base)
-    groups = trainable.param_groups()
-    fused = bool(job.get("fused_backward"))
-    if fused and world.size > 1:
-        raise InputError("fused_backward: several processes add their gradients up, which it cannot; turn it off.")
-    optimizer = FusedOptimizer(groups, job) if fused else optimizers.make_optimizer(groups, job)
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = _make_optimizer(job, trainable, world)
     use.end_of("loading")
-    alphas = models.base.alphas_cumprod.float().cpu()
-    if job.zero_terminal_snr:
-        alphas = objectives.rescale_zero_terminal_snr(alphas)
     for text in [*dataset.notes, *models.notes]:
         note(text)
-    return Session(
+    session = Session(
         job=job, info=info, folder=folder, world=world, events=events, say=say, device=device, dtype=dtype,
         models=models, dataset=dataset, validation=dataset.evaluation_items(), prior=dataset.prior_items(),
-        conditioner=conditioner,
-        trainable=trainable, optimizer=optimizer, ema=Ema(parameters, job.ema) if job.ema else None,
-        alphas_cumprod=alphas,
-        plan=plan,
-        lease=lease,
-        host_base=live,
+        conditioner=conditioner, trainable=trainable, optimizer=optimizer,
+        alphas_cumprod=_noise_schedule(job, models), plan=plan, lease=lease, host_base=live,
         base_hashes=hash_in_background(job.base if world.is_main else None),
         vae_hashes=hash_in_background(job.vae if world.is_main else None),
         scaler=_loss_scaler(dtype, device), memory_use=use,
     )  # fmt: skip
+    if job.ema:
+        session.ema = Ema(session.parameters(), job.ema)
+    return session

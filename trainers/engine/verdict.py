@@ -95,8 +95,9 @@ def draw_verdict(session: Session, choice: Choice, training_seconds: float, is_s
         return
     try:
         _Artist(session, choice, is_stopped).draw(max(training_seconds * SHARE_OF_TRAINING, LEAST_SECONDS))
-    except (RuntimeError, OSError, ValueError) as error:  # out of memory, a full disk, a file that was taken away
-        session.events.emit("note", text=f"The verdict sheet could not be drawn: {str(error).splitlines()[0]}")
+    except (RuntimeError, MemoryError, OSError, ValueError) as error:  # a full disk, a file that was taken away
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        session.events.emit("note", text=f"The verdict sheet could not be drawn: {why}")
 
 
 class _GivenUp(ValueError):

@@ -35,11 +35,13 @@ class Watch:
 
     Attributes:
         stop_why: why the run should save and stop; None while it should go on.
+        stop_check: the check that says so.
     """
 
     def __init__(self, session: Session, show: Any) -> None:
         self.s, self.show = session, show
         self.stop_why: str | None = None
+        self.stop_check = ""
         self._first: list[float] = []
         self._last: list[float] = []
         self._start: dict[str, float] | None = None
@@ -58,7 +60,20 @@ class Watch:
             self.show.line(f"{finding.text} {finding.what_to_do}".strip())
             held = finding.severity == STOP and finding.id not in self.s.job.override_checks
             if held and not at_end:
+                self.stop_check = finding.id
                 self.stop_why = f"Stopped by the check “{finding.id}”. To go on all the same, resume the run."
+
+    def why_stopped(self) -> dict[str, str]:
+        """What the event `stopped` says beside its step."""
+        return {"why": self.stop_why, "check": self.stop_check} if self.stop_why else {}
+
+    def begin_again(self, counters: Counters) -> None:
+        """A run that got a smaller plan since memory was said to be short may find that it is short still."""
+        kinds = [each["event"] for each in read_events(self.s.folder.events_file)[0]]
+        said = [number for number, kind in enumerate(kinds) if kind == "check"]
+        reduced = [number for number, kind in enumerate(kinds) if kind == "reduced"]
+        if reduced and (not said or reduced[-1] > said[-1]):
+            counters.told = [key for key in counters.told if not key.startswith("memory:")]
 
     # --- before the first step
 

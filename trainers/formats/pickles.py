@@ -161,7 +161,7 @@ class _Zip:
                 return _Reader(file, make, storage).load()
         except _Refused as refused:
             raise _has_code(self.path, str(refused)) from None
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception:
             # A hostile pickle can fail in any way at all; whichever it was, the file is not one of ours to read.
@@ -229,7 +229,7 @@ class _Storages:
         try:
             (_, dtype), key = stored.pid[1], str(stored.pid[2])
             return torch.as_strided(self._raw(key).view(dtype), stored.shape, stored.stride, stored.offset)
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception:
             # Impossible shapes, missing ends, wrong checksums: whichever it was, the file is damaged.
@@ -301,6 +301,8 @@ def _load_old(path: Path) -> Any:
         if "GLOBAL" in named or "Unsupported" in named:
             raise _has_code(path, "a function") from None
         raise _unreadable(path, "it is damaged") from None
+    except MemoryError:
+        raise
     except Exception:
         # torch's reader answers damaged files with many kinds of exception.
         raise _unreadable(path, "it is damaged or cut off") from None

@@ -233,7 +233,7 @@ def _map(path: Path) -> torch.UntypedStorage:
     try:
         return torch.UntypedStorage.from_file(os.fspath(path), False, path.stat().st_size)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: this file cannot be read ({error}).") from None
+        raise InputError(f"{path}: this file cannot be read ({error}).") from error
 
 
 def _empty(info: TensorInfo) -> torch.Tensor:
