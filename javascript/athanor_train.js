@@ -25,7 +25,7 @@
   function question(number, title, help, ...content) {
     const id = `athanor-question-${number || title}`.replace(/\W+/g, "-");
     return h("section", { class: "athanor-question", "aria-labelledby": id },
-      h("h3", { id }, number ? h("span", { class: "athanor-number", "aria-hidden": "true" }, number) : "", title, help ? athanor.help(help) : ""), content);
+      h("h3", { id }, number ? h("span", { class: "athanor-ordinal", "aria-hidden": "true" }, number) : "", title, help ? athanor.help(help) : ""), content);
   }
 
   function choices(name, label, entries, chosen, pick) {

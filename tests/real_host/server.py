@@ -119,6 +119,12 @@ class Server:
                 self._process.wait(30)
         self._output.close()
 
+    def kill(self) -> None:
+        """As a crash would end it, without a word; what it started stays."""
+        self._process.kill()
+        self._process.wait(30)
+        self._output.close()
+
     def get(self, path: str):
         """The answer to a GET."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:

@@ -1,4 +1,5 @@
-"""What comes of a run in a real WebUI: drawn with while it trains, put where the WebUI looks, drawn by name, a grid.
+"""What comes of a run in a real WebUI: drawn with while it trains, put where the WebUI looks, drawn by name, a grid;
+and a run that outlives the WebUI, and its own trainer.
 
 Works against AUTOMATIC1111 and Forge. The trainers are those of this checkout (`ATHANOR_PYTHON` names another Python).
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,8 +30,9 @@ SMALL = {"steps": 2, "width": 64, "height": 64}
 class Host:
     """A WebUI that runs, its folder of LoRA files, and its queue."""
 
-    def __init__(self, server: Server, webui: Path, base: Path) -> None:
-        self.server, self.webui, self.base = server, webui, base
+    def __init__(self, start: Callable[[], Server], webui: Path, base: Path) -> None:
+        self.start, self.webui, self.base = start, webui, base
+        self.server = start()
         self.folder = webui / "models" / "Lora"
         self.data = make_pictures(webui / "athanor" / "pictures" / NAME, 3)
 
@@ -71,18 +75,25 @@ def host(webui, kind_of_webui, host_python, tmp_path_factory):
     if not base.exists():
         pytest.skip(f"needs {base.name} (test_forge.py makes it)")
     flags = (*FORGE_FLAGS, "--ckpt", str(base)) if is_forge else FLAGS
-    server = Server(host_python, webui, tmp_path_factory.mktemp("moments") / "host.log", flags)
-    made = None
+    logs = tmp_path_factory.mktemp("moments")
+
+    def start() -> Server:
+        server = Server(host_python, webui, logs / f"{len(list(logs.iterdir()))}.log", flags)
+        try:
+            server.wait()
+            if not is_forge:
+                server.post("/sdapi/v1/options", {"sd_model_checkpoint": BASE})
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    made = Host(start, webui, base)
     try:
-        server.wait()
-        if not is_forge:
-            server.post("/sdapi/v1/options", {"sd_model_checkpoint": BASE})
-        made = Host(server, webui, base)
         yield made
     finally:
-        server.stop()
-        if made is not None:
-            made.tidy()
+        made.server.stop()
+        made.tidy()
 
 
 def test_from_live_to_published_to_drawn_by_name(host):
@@ -139,3 +150,29 @@ def test_a_grid_is_drawn_and_a_file_renamed(host):
     assert "there is no" not in renamed.infotext and (host.folder / f"{NAME}-renamed.json").exists()
     host.server.post("/athanor/v1/library/delete", {"id": card["id"].replace(NAME, f"{NAME}-renamed")})
     assert not list(host.folder.glob(f"{NAME}-renamed*"))
+
+
+def _trainer(host, run: str) -> int:
+    """The number of the process that trains it."""
+    return json.loads((host.webui / "athanor" / "runs" / run / "process.json").read_text())["pid"]
+
+
+def test_a_run_outlives_the_webui_and_a_killed_trainer_is_resumed(host):
+    steps = 12
+    run = host.train(name=f"{NAME}-kept", steps=steps, state_every=2, sample_prompts=[])
+    host.until(run, lambda now: now["step"] >= 2)
+    trainer = _trainer(host, run)
+    host.server.kill()
+    host.server = host.start()
+    found = host.run(run)
+    assert found["state"] == "training" and _trainer(host, run) == trainer, found
+    host.until(run, lambda now: now["step"] >= min(found["step"] + 1, steps - 3))
+
+    os.kill(trainer, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while (now := host.run(run))["state"] != "interrupted" and time.monotonic() < end:
+        time.sleep(0.3)
+    assert now["state"] == "interrupted" and now["problems"] and "resume" in now["actions"], now
+    host.server.post(f"/athanor/v1/jobs/{run}/resume")
+    done = host.until(run, lambda now: now["state"] == "done")
+    assert [each[0] for each in done["losses"]] == list(range(1, steps + 1)) and done["resumed_from"] >= 2

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from a1111_fixtures import FLAGS as A1111_FLAGS
-from page_steps import PROMPT, open_tab, opened, train_from_the_form, use_in_prompt, wait_until_done
+from page_steps import PROMPT, open_tab, opened, set_option, train_from_the_form, use_in_prompt, wait_until_done
 from patcher_fixtures import BASE as FORGE_BASE
 from patcher_fixtures import FLAGS as FORGE_FLAGS
 from server import Server
@@ -81,15 +81,6 @@ def _shot(request, page, kind, name) -> None:
         page.screenshot(path=str(Path(folder) / f"tab-{kind}-{name}.png"))
 
 
-def _set(page, option, value) -> None:
-    tab = page.locator("#athanor")
-    tab.get_by_label("Search", exact=True).fill(option)
-    field = tab.get_by_label(re.compile(rf"^{option}( \(.*\))?$")).first  # some have a unit behind
-    field.fill(value)
-    field.press("Tab")
-    tab.get_by_label("Search", exact=True).fill("")
-
-
 def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui, kind_of_webui, request):
     kind, steps = kind_of_webui, STEPS[kind_of_webui]
     shown = "reforge" if kind == "forge" and not (webui / "backend").is_dir() else kind
@@ -105,12 +96,12 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
         tab.get_by_text("6, all with captions").wait_for()
     folder = tab.get_by_label("Pictures", exact=True).input_value()
     tab.get_by_text("Expert: every option").press("Enter")
-    _set(page, "state every", "50")
+    set_option(page, "state every", "50")
     if kind == "forge":  # a model of SD1.5's size on the processor
         tab.get_by_label("Recipe", exact=True).select_option("demo")
         page.wait_for_timeout(1500)
         for option, value in (("batch size", "1"), ("validation draws", "1"), ("sample steps", "2"), ("rank", "4")):
-            _set(page, option, value)
+            set_option(page, option, value)
     train_from_the_form(page, Path(folder), NAME, steps, look=lambda: _shot(request, page, shown, "train"))
     tab.get_by_text(re.compile(r"training · step")).first.wait_for()
     wait_until_done(page, steps)
