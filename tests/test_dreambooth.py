@@ -7,6 +7,7 @@ import hashlib
 import diffusers
 import pytest
 import torch
+from injection_models import unet_inputs
 from training_helpers import events_of, job_values, killed_and_resumed, make_pictures
 
 from trainers import running, spec
@@ -37,6 +38,20 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def opens_in_diffusers(path, config):
+    """`from_single_file` with the configuration of a local folder, no hub: every part says the same there."""
+    kind = "StableDiffusionXLPipeline" if (config / "text_encoder_2").exists() else "StableDiffusionPipeline"
+    theirs = getattr(diffusers, kind).from_single_file(path, config=str(config), local_files_only=True)
+    ours, said = load_base(path), []
+    texts = [getattr(theirs, name, None) for name in ("text_encoder", "text_encoder_2")]
+    for model, encoders in ((ours, ours.text_encoders), (theirs, [one for one in texts if one is not None])):
+        with torch.no_grad():
+            said.append([model.unet(**unet_inputs(model)).sample, model.vae.decode(torch.ones(1, 4, 8, 8)).sample])
+            said[-1] += [one(torch.arange(77)[None], output_hidden_states=True).hidden_states[-2] for one in encoders]
+    for mine, other in zip(*said, strict=True):
+        torch.testing.assert_close(mine.float(), other.float(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_checkpoint_has_every_tensor_and_only_what_learned_differs(train, tiny_base, family):
     base = tiny_base(family)
@@ -49,7 +64,7 @@ def test_checkpoint_has_every_tensor_and_only_what_learned_differs(train, tiny_b
     assert changed and all(".attn2." in name for name in changed)
     first, last = (events_of(folder, "validation")[i] for i in (0, -1))
     assert first["loss"] == first["base_loss"] == last["base_loss"] != last["loss"]
-    load_base(folder / "zog.safetensors")
+    opens_in_diffusers(folder / "zog.safetensors", tiny_base(family, "diffusers"))
 
 
 def test_text_encoder_and_chosen_blocks(train, tiny_base):
@@ -68,6 +83,15 @@ def test_opens_in_diffusers(train):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder / "zog", local_files_only=True)
     picture = pipeline("a zog", num_inference_steps=2, height=64, width=64, output_type="np").images
     assert picture.shape == (1, 64, 64, 3)
+
+
+def test_a_checkpoint_in_half_precision_has_its_autoencoder_and_opens_in_diffusers(train, tiny_base):
+    code, folder = train(save_dtype="fp16", trained_layers="attention")
+    assert code == 0
+    tensors = load(folder / "zog.safetensors")[0]
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.float16}
+    assert any(name.startswith("first_stage_model.decoder.") for name in tensors)
+    opens_in_diffusers(folder / "zog.safetensors", tiny_base("sd1", "diffusers"))
 
 
 @pytest.mark.parametrize("output", ["lora", "difference"])
