@@ -10,7 +10,8 @@ what the error on unrelated pictures had become by then; and both at the end of 
 Two questions are asked apart. *Recipes*: the learning options of a preset for real models as they are, beside the
 field's usual defaults as they are (AdamW 1e-4, rank 16, alpha 1 or 16, constant, no weighting). *Methods*: all of them
 with rates that suit this tiny base, so only their order says something. `--add "name: option=value ..."` tries others:
-`--add "plus: like=lora lora_plus=8"`. With `--at-once` several run side by side and their seconds count that.
+`--add "plus: like=lora lora_plus=8"`. With `--at-once` several run side by side and their seconds count that. With
+`--work FOLDER` what was ended there before is not run again, so that a benchmark that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -206,8 +207,9 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
         shared.update(steps=4, validate_every=2, validation_draws=1)
     write_known(work / "known", 48)
     began, found = time.time(), []
-    first = {**shared, **chosen[next(iter(chosen))], "steps": 1, "validate_every": 0, "validation_draws": 1}
-    for run in run_all([trainer_run("cache", first.pop("method"), first, work / "cache-run")]):  # the pictures' latents
+    first = {**shared, **FIELD, "steps": 1, "validate_every": 0, "validation_draws": 1}
+    cache = trainer_run("cache", first.pop("method"), first, work / "cache-run")
+    for run in [] if cache.recall() else run_all([cache]):  # the pictures' latents
         if run.problem:
             print(f"the first run failed: {run.problem}", file=sys.stderr)
     runs, known = [], cases()
@@ -220,6 +222,10 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
             elif args.steps:
                 values.update(steps=args.steps)
             runs.append(trainer_run(name, values.pop("method"), values, work / f"{name}-{seed}", seed=seed))
+    for run in runs:
+        if run.recall():
+            found.append(read_run(run, args.target))
+    runs = [run for run in runs if run.status is None]
     runs.sort(
         key=lambda run: (run.facts["seed"], not run.name.startswith("field"), run.name in known)
     )  # the longest first
@@ -247,6 +253,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--seconds", type=float, help="end after this time with what there is")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs there, and go on from those")
     parser.add_argument("--tiny", action="store_true", help="four steps each, to try this script out")
     args = parser.parse_args()
     chosen = {name: known[name] for name in args.methods or ([] if args.add else known)}
@@ -254,8 +261,10 @@ def main() -> None:
         name, options = parse_case(text, known)
         chosen[name] = options
     args.facts = {"command": " ".join(["python", *sys.argv]), "device": device_name(args.device), "target": args.target}
-    with tempfile.TemporaryDirectory() as work:
-        found = measure(args, chosen, Path(work))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        found = measure(args, chosen, work)
     rows = summary(found)
     if args.json:
         print(json.dumps({"facts": args.facts, "summary": rows, "runs": found}, indent=1))

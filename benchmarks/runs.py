@@ -38,6 +38,7 @@ class Run:
         words: the command.
         folder: where its events.jsonl appears.
         facts: what the caller wants to find again with the result.
+        same_job: its folder, where there is one already, is that of the same job.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Run:
     ended: float = 0.0
     status: int | None = None
     peak_rss: int = 0
+    same_job: bool = False
     _process: subprocess.Popen | None = field(default=None, repr=False)
     _read: int = 0
 
@@ -76,6 +78,14 @@ class Run:
         return self.folder.with_name(self.folder.name + ".log")
 
     # --- the process
+
+    def recall(self) -> bool:
+        """Takes the events of an earlier time, where the same job ended well in a folder that was kept."""
+        new, read = read_events(self.folder / "events.jsonl", 0) if self.same_job and self.folder.exists() else ([], 0)
+        if not any(event["event"] == "done" for event in new):
+            return False
+        self.events, self._read, self.status, self.state = new, read, 0, ENDED
+        return True
 
     def begin(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier time, where the folder for all is kept
@@ -147,9 +157,11 @@ def trainer_run(name: str, method: str, options: Mapping[str, Any], folder: Path
     known = {option.name for option in fields_for(method)}
     options |= {name: False for name in ("verdict", "find_best") if name in known and name not in options}
     values = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    job.write_text(json.dumps({"method": method, **values}), encoding="utf-8")  # JSON is YAML too
+    text = json.dumps({"method": method, **values})  # JSON is YAML too
+    same = job.exists() and job.read_text(encoding="utf-8") == text
+    job.write_text(text, encoding="utf-8")
     words = [sys.executable, "-m", "trainers", "run", str(job), "--run", str(folder)]
-    return Run(name, words, folder, facts)
+    return Run(name, words, folder, facts, same_job=same)
 
 
 def run_all(

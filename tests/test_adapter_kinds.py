@@ -18,9 +18,10 @@ from trainers.bases.loader import load_base, module_for
 from trainers.errors import InputError
 from trainers.events import read_events
 from trainers.formats.adapter_keys import recognise
+from trainers.formats.layer_names import layers
 from trainers.formats.safetensors_io import load
 from trainers.formats.sites import text_sites, unet_sites
-from trainers.methods.lycoris_kinds import KINDS
+from trainers.methods.lycoris_kinds import KINDS, Kind
 from trainers.options import BLOCKS
 
 PARTS = {
@@ -60,8 +61,8 @@ def through_lycoris(base, path):
 
     stored = load(path)[0]
     kept = []
-    for site in [*unet_sites(base.family, conv3x3=True), *text_sites(base.family, 0)]:
-        for kind in KINDS.values():
+    for site in layers(base.family):
+        for kind in (*KINDS.values(), Kind(("norms", "NormModule"), "norm")):
             cls = getattr(importlib.import_module(f"lycoris.modules.{kind.module[0]}"), kind.module[1])
             if not cls.algo_check(stored, site.name):
                 continue

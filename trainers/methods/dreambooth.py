@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +24,14 @@ from trainers.engine.runfolder import replace
 from trainers.errors import InputError
 from trainers.formats import adapters, safetensors_io
 from trainers.formats.families import FAMILIES
+from trainers.formats.layer_names import layers
 from trainers.formats.metadata import finish
-from trainers.formats.sites import text_sites, unet_sites
+from trainers.formats.sites import all_sites
 from trainers.spec import Job
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _ATTENTION = (".attn1.", ".attn2.")
+_LEVEL = "text_model."
 
 
 def trains_text(job: Job) -> bool:
@@ -46,8 +49,19 @@ def block_of(component: str, name: str) -> str:
     return "mid" if first == "mid_block" else ""
 
 
-def is_trained(component: str, name: str, job: Job) -> bool:
-    """Whether the job trains this parameter of a component."""
+@cache
+def _parts_in_file(family_name: str, output: str) -> frozenset[str]:
+    """The parameters that a LoRA, or a file of differences, has names for; without transformers' older level."""
+    family = FAMILIES[family_name]
+    sites, parts = (all_sites(family), ("weight",)) if output == "lora" else (layers(family), ("weight", "bias"))
+    return frozenset(f"{site.component}.{site.path.removeprefix(_LEVEL)}.{part}" for site in sites for part in parts)
+
+
+def is_trained(family: Any, component: str, name: str, job: Job) -> bool:
+    """Whether the job trains this parameter of a component: none that its kind of file could not hold."""
+    known = _parts_in_file(family.name, job.output) if job.output in ("lora", "difference") else None
+    if known is not None and f"{component}.{name.removeprefix(_LEVEL)}" not in known:
+        return False
     if component == "unet":
         if not job.train_unet:
             return False
@@ -67,10 +81,10 @@ def components_of(family: Any) -> list[str]:
 
 def count_parameters(info: BaseInfo, job: Job) -> int:
     """Number of values that the job will train, from the base's header."""
-    total = 0
-    for component in components_of(FAMILIES[info.family]):
+    family, total = FAMILIES[info.family], 0
+    for component in components_of(family):
         for name, shape in info.components[component].shapes.items():
-            if is_trained(component, name, job):
+            if is_trained(family, component, name, job):
                 total += torch.Size(shape).numel()
     return total
 
@@ -84,7 +98,7 @@ class FullWeights:
         for component in components_of(base.family):
             module = base.component(component)
             for name, parameter in module.named_parameters() if module is not None else ():
-                if is_trained(component, name, job):
+                if is_trained(base.family, component, name, job):
                     # A copy of our own: the loaded one may be the file's memory mapping, which is never written.
                     parameter.data = parameter.data.to(DTYPES[job.weights_dtype], copy=True)
                     parameter.rounds_by_itself = job.weights_dtype == "bf16"
@@ -170,25 +184,23 @@ class FullWeights:
 
     def _differences(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the model differs in from its base, under kohya's names."""
-        originals = self.originals()
-        sites = unet_sites(self.family, conv3x3=True)
-        for index in range(len(self.family.text_encoders)):
-            sites = [*sites, *text_sites(self.family, index)]
-        entries: dict[str, dict[str, Any]] = {}
-        for site in sites:
-            module = module_for(self.base, site) if self.base.component(site.component) is not None else None
-            name = next((n for n, p in self.live.items() if module is not None and p is module.weight), None)
-            if name is None:
+        originals, names = self.originals(), {id(parameter): name for name, parameter in self.live.items()}
+        found: dict[tuple[str, str], torch.Tensor] = {}
+        for site in layers(self.family):
+            try:
+                module = module_for(self.base, site)
+            except LookupError:  # not loaded, or a shortcut that only other widths have
                 continue
-            delta = module.weight.detach().float().cpu() - originals[name]
-            entries[site.name] = self._entry(delta)
+            norm = isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm))
+            for part, key in (("weight", "w_norm" if norm else "diff"), ("bias", "b_norm" if norm else "diff_b")):
+                parameter = getattr(module, part, None)
+                if id(parameter) in names:
+                    found[site.name, key] = parameter.detach().float().cpu() - originals[names[id(parameter)]]
         if self.job.output == "lora":
-            return adapters.to_kohya(entries, dtype)
-        return {f"{name}.diff": entry["diff"].to(dtype) for name, entry in entries.items()}
+            return adapters.to_kohya({name: self._entry(delta) for (name, _), delta in found.items()}, dtype)
+        return {f"{name}.{key}": delta.to(dtype) for (name, key), delta in found.items()}
 
     def _entry(self, delta: torch.Tensor) -> dict[str, Any]:
-        if self.job.output == "difference":
-            return {"diff": delta}
         down, up = low_rank(delta.flatten(1), self.job.extracted_rank)
         kernel = delta.shape[2:]
         return {
