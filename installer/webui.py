@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from extension.jobs import places
-from extension.jobs.copies import second_copies
+from extension.jobs.copies import copies, second_copies
 from extension.jobs.files import read_json
-from installer.link import NAME, SD_NEXT, check_webui, is_sd_next
+from installer.link import SD_NEXT, check_webui, is_sd_next
 from installer.packages import look
 from installer.problems import SetupError, tail_of
 from installer.processes import capture
@@ -110,22 +110,23 @@ def _python(found: Found, problems: list[str]) -> Iterator[str]:
 
 def _extension_folder(folder: Path, root: Path) -> Path:
     """The folder that the WebUI loads us from."""
-    linked = folder / "extensions" / NAME
-    return linked.resolve() if linked.exists() else root
+    return next((copy.resolve() for copy in copies(folder / "extensions")), root)
 
 
 def _extension(folder: Path, root: Path, problems: list[str]) -> Iterator[str]:
     settings = read_json(folder / "config.json") or {}
     disabled = settings.get("disabled_extensions") or []
-    linked = folder / "extensions" / NAME
-    if linked.exists() and linked.resolve() == root:
-        yield f"  Athanor: this folder, as {linked}"
-    elif linked.exists():
-        yield f"  Athanor: another copy, {linked.resolve()}"
-    else:
+    found = copies(folder / "extensions")
+    for copy in found:
+        ours = copy.resolve() == root.resolve()
+        yield f"  Athanor: this folder, as {copy}" if ours else f"  Athanor: another copy, {copy.resolve()}"
+    if not found:
         yield "  Athanor: not among its extensions"
         problems.append(f'put Athanor into the WebUI with `python install.py link "{folder}"`.')
-    if NAME in disabled or settings.get("disable_all_extensions", "none") not in ("none", None):
+    if any(copy.name in disabled for copy in found) or settings.get("disable_all_extensions", "none") not in (
+        "none",
+        None,
+    ):
         problems.append("the WebUI has switched Athanor off; switch it on in its tab Extensions.")
     problems += second_copies(folder / "extensions", disabled)
 

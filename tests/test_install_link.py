@@ -34,6 +34,8 @@ def project(tmp_path) -> Path:
     (folder / "assets" / "base" / "athanor-base.safetensors").write_bytes(b"weights")
     (folder / "assets" / "base" / "athanor-base.yaml").write_text("version: ATHANOR_TEXT_ENCODER\n")
     (folder / "install.py").write_text("")
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "athanor.py").write_text("")
     return folder
 
 
@@ -119,6 +121,9 @@ def test_doctor_says_what_is_here_and_what_to_do(webui, project):
     link.link(webui, root=project)
     text = "\n".join(doctor.report(webui, root=project))
     assert "Athanor: this folder" in text and "name the Python that runs the WebUI" in text
+    (webui / "extensions" / "athanor").rename(webui / "extensions" / "Athanor-main")  # as an archive unpacks it
+    text = "\n".join(doctor.report(webui, root=project))
+    assert "Athanor: this folder" in text and "install.py link" not in text
 
 
 def test_doctor_examines_a_webui_its_python_and_the_trainers_environment(webui, project, tmp_path):

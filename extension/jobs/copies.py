@@ -8,16 +8,21 @@ from pathlib import Path
 _SIGN = Path("scripts") / "athanor.py"
 
 
+def copies(extensions: Path) -> list[Path]:
+    """The folders among a WebUI's extensions that hold Athanor, whatever they are called."""
+    try:
+        return sorted(one for one in extensions.iterdir() if (one / _SIGN).is_file())
+    except OSError:
+        return []
+
+
 def second_copies(extensions: Path, disabled: Collection[str] = ()) -> list[str]:
     """A sentence where a WebUI's folder of extensions holds Athanor more than once.
 
     Args:
         disabled: names of extensions that are switched off.
     """
-    try:
-        found = sorted(one.name for one in extensions.iterdir() if (one / _SIGN).is_file() and one.name not in disabled)
-    except OSError:
-        return []
+    found = [one.name for one in copies(extensions) if one.name not in disabled]
     if len(found) < 2:
         return []
     names = " and ".join(f'"{name}"' for name in found)
