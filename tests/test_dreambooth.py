@@ -117,21 +117,22 @@ def test_the_difference_on_the_base_is_the_trained_model(train, tiny_base):
 
 def test_an_extracted_lora_holds_all_that_was_trained(train, tiny_base):
     """Of full rank it is the weights' difference, and what a LoRA has no place for stays as it was."""
-    code, whole = train(folder="whole", steps=1)
+    code, whole = train(folder="whole", steps=1, max_grad_norm=0)
     assert code == 0
-    code, folder = train(folder="lora", output="lora", extracted_rank=1024, steps=1)
+    code, folder = train(folder="lora", output="lora", extracted_rank=1024, steps=1, max_grad_norm=0)
     assert code == 0
     base, trained = load_base(tiny_base("sd1")), load_base(whole / "zog.safetensors")
     entries = read_adapter(folder / "zog.safetensors").entries
     sites = all_sites(base.family)
     assert set(entries) == {site.name for site in sites}
+    away = []
     for site in sites:
         entry, (before, after) = entries[site.name], (module_for(model, site).weight for model in (base, trained))
         delta = entry["lora_up"].flatten(1) @ entry["lora_down"].flatten(1) * entry["alpha"] / len(entry["lora_down"])
-        wanted = (
-            after - before
-        ).float()  # Adam's first step is a sign, which rounding turns where a gradient is near 0
-        assert (delta.reshape(before.shape) - wanted).norm() < 0.1 * wanted.norm()
+        wanted = (after - before).float()
+        away.append(((delta.reshape(before.shape) - wanted).norm() / wanted.norm()).item())
+    # Adam's first step is a sign; where a norm of single channels follows, the gradient is rounding alone.
+    assert sorted(away)[len(away) * 9 // 10] < 0.02
 
 
 def test_low_rank_is_the_best_of_its_rank():
