@@ -16,6 +16,7 @@ from extension.jobs.places import ENVIRONMENTS, too_deep
 from installer import machine
 from installer.environment import ROOT, Environment
 from installer.link import is_webui
+from installer.lock import is_held
 from installer.problems import tail_of
 from installer.processes import capture
 from installer.webui import examine, packages_of
@@ -94,10 +95,14 @@ def _environment(root: Path, problems: list[str], needed: bool) -> Iterator[str]
                 f"less than {ENVIRONMENT_GIB:.0f} GiB of disk is free; the environment needs more than that."
             )
         return
-    state = "complete" if environment.fits() else "outdated or unfinished"
-    yield f"environment of the commands: {environment.folder}, {state}"
-    if state != "complete" and needed:
-        problems.append("the environment is outdated or unfinished; `python install.py demo` mends it.")
+    if not environment.fits():
+        busy = is_held(environment.lock_path)
+        state = "is being made or brought up to date just now" if busy else "outdated or unfinished"
+        yield f"environment of the commands: {environment.folder}, {state}"
+        if needed and not busy:
+            problems.append("the environment is outdated or unfinished; `python install.py demo` mends it.")
+        return
+    yield f"environment of the commands: {environment.folder}, complete"
     files = environment.lists(environment.stamp().get("lists", []))
     yield from packages_of(environment.command(), files, environment.folder, problems)
     status, output = capture([environment.python, "-c", _DEVICES], timeout=300)

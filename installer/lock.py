@@ -29,6 +29,15 @@ def _try_lock(handle) -> bool:
     return True
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file `path` now."""
+    try:
+        with open(path, "a+b") as handle:
+            return not _try_lock(handle)
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def only_one(path: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
     """Holds the lock file `path`; waits up to `wait` seconds for another holder, then raises `SetupError`.

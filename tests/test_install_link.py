@@ -11,6 +11,7 @@ import yaml
 
 from extension.jobs import places
 from installer import doctor, host, link
+from installer.lock import only_one
 from installer.problems import SetupError
 
 
@@ -168,6 +169,21 @@ def test_sd_next_is_refused_in_a_sentence(webui, project, monkeypatch, capsys):
     monkeypatch.setattr(host, "start_build", None)
     assert host.at_start() == 0
     assert capsys.readouterr().out == f"Athanor: {link.SD_NEXT}\n"
+
+
+def test_doctor_does_not_look_into_an_environment_that_is_not_whole(project):
+    (project / "pyproject.toml").write_text('version = "0.1.0"\n')
+    (project / "requirements").mkdir()
+    for name in ("torch", "torch-needs", "trainers", "trainers-torch21"):
+        (project / "requirements" / f"{name}.txt").write_text("")
+    environment = doctor.Environment(project)
+    environment.python.parent.mkdir(parents=True)
+    environment.python.write_text("no interpreter yet")
+    said = doctor.report(root=project)
+    assert "To do: the environment is outdated or unfinished; `python install.py demo` mends it." in said
+    assert sum(line.startswith("To do:") for line in said) == 1
+    with only_one(environment.lock_path):
+        assert doctor.report(root=project)[-1] == "No problem found."
 
 
 def test_doctor_takes_any_folder(tmp_path, project):
