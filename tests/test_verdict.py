@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from training_helpers import events_of, job_values, make_pictures
 
+from extension.jobs.manager import Jobs
 from trainers import running, spec
 from trainers.data.dataset import split_validation
-from trainers.engine import best
+from trainers.engine import best, verdict
 from trainers.engine.best import Saved, choose
 from trainers.engine.verdict import layout_for, spread
 from trainers.errors import InputError
@@ -126,6 +127,78 @@ def test_a_recipe_from_elsewhere_brings_only_options(judged):
         read_recipe(b"GIF89a")
     job = spec.parse({"name": "x", "base": "b", "data": "d", "steps": 1, "vae": "/a/vae.pt"})
     assert "vae.pt" not in shareable(job, "b", None)
+
+
+def _without_rank(values):
+    return {name: value for name, value in values.items() if name != "rank"}
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"method": "hypernetwork", "learning_rate": 0.01}, 3),
+        ({"method": "dreambooth", "learning_rate": 1e-3, "save_dtype": "fp32"}, 1),
+    ],
+    ids=["hypernetwork", "dreambooth"],
+)
+def test_whole_models_and_hypernetworks_have_a_sheet_too(options, weights, tiny_base, tmp_path, monkeypatch):
+    """Two files, each drawn with its own weights; the best one is told, and the queue's view shows the sheet."""
+    drawn = []
+    real = verdict.sampling.draw_one
+    monkeypatch.setattr(verdict, "LEAST_SECONDS", 1000.0)
+    monkeypatch.setattr(
+        verdict.sampling, "draw_one", lambda *given, **more: drawn.append(real(*given, **more)) or drawn[-1]
+    )
+    values = job_values(
+        tiny_base("sd1"), make_pictures(tmp_path / "data", 12), name="zog", trigger="zog", find_best=True, save_every=1,
+        steps=2, sample_prompts=["zog"], sample_steps=2, **options,
+    )  # fmt: skip
+    run = tmp_path / "runs" / "run"
+    assert running.start(spec.parse(_without_rank(values)), run) == 0
+    (said,) = events_of(run, "verdict")
+    assert (said["steps"], len(said["weights"])) == ([1, 2], weights)
+    before, *after = [picture.tobytes() for picture in drawn[-(1 + 2 * weights) :]]
+    assert len({before, *after}) == 1 + 2 * weights, "every file and strength is another picture"
+    view = Jobs(tmp_path / "runs").one("run")
+    assert view.verdict["path"] == "verdict/sheet.png" and view.best["reason"] in ("lowest", "kept", "forgets")
+    assert view.best_file == said_best(run)
+
+
+def said_best(run):
+    return events_of(run, "best")[0]["path"]
+
+
+@pytest.mark.parametrize("output", ["checkpoint", "diffusers", "lora", "difference"])
+def test_a_whole_model_is_drawn_with_as_its_file_says(output, tiny_base, tmp_path):
+    from trainers.bases.loader import load_base
+    from trainers.engine.session import check_base
+    from trainers.methods import dreambooth
+
+    values = job_values(
+        tiny_base("sd1"),
+        tmp_path,
+        method="dreambooth",
+        output=output,
+        extracted_rank=1024,
+        save_dtype="fp32",
+        trigger="x",
+    )
+    job, info = check_base(spec.parse(_without_rank(values)))
+    trainable = dreambooth.setup(load_base(info.path, info=info), job)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in trainable.tensors().values():
+            if tensor.ndim > 1:
+                tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.01)
+    trained = {name: tensor.detach().clone() for name, tensor in trainable.tensors().items()}
+    file = tmp_path / ("model" if output == "diffusers" else "model.safetensors")
+    trainable.save(file, {"modelspec.architecture": "stable-diffusion-v1"})
+    with torch.no_grad():
+        for tensor in trainable.tensors().values():
+            tensor.zero_()
+    trainable.wear(file)
+    for name, tensor in trainable.tensors().items():
+        assert torch.allclose(tensor, trained[name], atol=1e-4), name
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "dora"])

@@ -181,7 +181,7 @@ FIELDS: tuple[Field, ...] = (
     Field("sample_seed", "int", 42, "Seed of the sample pictures.", WATCHING, minimum=0, maximum=2**63 - 1),
     Field("validate_every", "int", 0, "Measure on the held-out pictures every so many steps; 0 means at the start and the end only.", WATCHING, minimum=0, maximum=1000000, unit="steps"),
     Field("validation_draws", "int", 4, "Noise draws per held-out picture.", WATCHING, minimum=1, maximum=100),
-    Field("verdict", "bool", True, "At the end, draw a sheet to judge by: before and after, each saved file at several strengths (where there are sample prompts or a trigger).", WATCHING, methods=_ADAPTER + _EMBEDDING),
+    Field("verdict", "bool", True, "At the end, draw a sheet to judge by: before and after, each saved file at several strengths (where there are sample prompts or a trigger; whole models have no strengths).", WATCHING),
     Field("tensorboard", "bool", False, "Write a TensorBoard log into the run folder.", WATCHING),
     Field("override_checks", "list", [], "Checks whose red findings do not hold the run back, by name (captions, trigger, amount, …; `trainers check` lists them).", WATCHING),
     # --- files

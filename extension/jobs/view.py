@@ -210,8 +210,10 @@ class Summary:
     def _on_reduced(self, event: dict[str, Any]) -> None:
         step = event.get("step") or 0
         where = f"continued from step {step}" if step else "began again"
-        why = str(event.get("why") or "the memory did not suffice")
-        self.notes.append(f"{why[:1].upper()}{why[1:]}: {event.get('what')}, {where}.")
+        if "spilled" in str(event.get("why")):
+            self.notes.append(f"The memory spilled into the computer's own: {event.get('what')}, {where}.")
+        else:
+            self.notes.append(f"The memory did not suffice: {event.get('what')}, {where}.")
 
     def _on_memory(self, event: dict[str, Any]) -> None:
         taken, planned = (float(event.get(name) or 0) / 2**30 for name in ("peak_bytes", "planned_bytes"))

@@ -18,7 +18,7 @@ SPOKEN_IN = (
     "trainers/data/scan.py", "trainers/data/walk.py", "trainers/data/captions.py",
     "trainers/data/caption_files.py", "trainers/bases/detect.py", "trainers/bases/refusals.py",
     "trainers/engine/precision.py", "trainers/engine/optimizers.py", "trainers/engine/memory.py",
-    "trainers/engine/loop.py", "trainers/engine/session.py", "trainers/engine/verdict.py",
+    "trainers/engine/loop.py", "trainers/engine/results.py", "trainers/engine/session.py", "trainers/engine/verdict.py",
     "trainers/engine/own_prior.py", "trainers/formats/recipe_png.py", "extension/*.py", "extension/jobs/*.py",
     "extension/pictures/*.py",
 )  # fmt: skip

@@ -127,16 +127,17 @@ class _Artist:
         columns = []
         with self._kept():
             for file in files:
-                self.trainable.start_from(self.s.folder.path / file.path)
+                wear = getattr(self.trainable, "wear", self.trainable.start_from)
+                wear(self.s.folder.path / file.path)
                 columns += [(file, weight, self._column(weight, layout.prompts)) for weight in layout.weights]
         self._write(layout, files, before, columns)
         self.s.models.park_vae()
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """The trained weights come back as they were."""
+        """The trained weights come back as they were; meanwhile they wait where a whole model has room."""
         live = self.trainable.tensors()
-        former = {name: tensor.detach().clone() for name, tensor in live.items()}
+        former = {name: tensor.detach().to("cpu", copy=True) for name, tensor in live.items()}
         try:
             with self.trainable.at_rest():
                 yield

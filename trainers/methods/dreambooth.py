@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from trainers.bases import export
-from trainers.bases.detect import BaseInfo
+from trainers.bases.detect import BaseInfo, inspect_base
 from trainers.bases.loader import Base, load_base, module_for
 from trainers.engine.ema import replaced
 from trainers.engine.runfolder import replace
@@ -128,8 +128,12 @@ class FullWeights:
 
     def originals(self) -> dict[str, torch.Tensor]:
         """The trained parameters as they are in the base's file, on the CPU."""
+        return self._trained_in(self.base.info)
+
+    def _trained_in(self, info: BaseInfo) -> dict[str, torch.Tensor]:
+        """The parameters that learn here, as another file of such a model has them, on the CPU."""
         parts = (["unet"] if self.trains_unet else []) + (["text"] if self.trains_text else [])
-        base = load_base(self.base.info.path, info=self.base.info, prediction=self.base.prediction, parts=parts)
+        base = load_base(info.path, info=info, prediction=self.base.prediction, parts=parts)
         found = {}
         for component in components_of(self.family):
             module = base.component(component)
@@ -184,8 +188,15 @@ class FullWeights:
 
     def _differences(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the model differs in from its base, under kohya's names."""
-        originals, names = self.originals(), {id(parameter): name for name, parameter in self.live.items()}
-        found: dict[tuple[str, str], torch.Tensor] = {}
+        originals = self.originals()
+        found = {key: self.live[name].detach().float().cpu() - originals[name] for key, name in self._layers()}
+        if self.job.output == "lora":
+            return adapters.to_kohya({name: self._entry(delta) for (name, _), delta in found.items()}, dtype)
+        return {f"{name}.{key}": delta.to(dtype) for (name, key), delta in found.items()}
+
+    def _layers(self) -> Iterator[tuple[tuple[str, str], str]]:
+        """((site, part as files name it), name of the parameter) for all that learns and that a difference names."""
+        names = {id(parameter): name for name, parameter in self.live.items()}
         for site in layers(self.family):
             try:
                 module = module_for(self.base, site)
@@ -195,10 +206,7 @@ class FullWeights:
             for part, key in (("weight", "w_norm" if norm else "diff"), ("bias", "b_norm" if norm else "diff_b")):
                 parameter = getattr(module, part, None)
                 if id(parameter) in names:
-                    found[site.name, key] = parameter.detach().float().cpu() - originals[names[id(parameter)]]
-        if self.job.output == "lora":
-            return adapters.to_kohya({name: self._entry(delta) for (name, _), delta in found.items()}, dtype)
-        return {f"{name}.{key}": delta.to(dtype) for (name, key), delta in found.items()}
+                    yield (site.name, key), names[id(parameter)]
 
     def _entry(self, delta: torch.Tensor) -> dict[str, Any]:
         down, up = low_rank(delta.flatten(1), self.job.extracted_rank)
@@ -208,6 +216,30 @@ class FullWeights:
             "lora_up": up.reshape(*up.shape, *[1] * len(kernel)),
             "alpha": float(down.shape[0]),
         }
+
+    def wear(self, path: Path) -> None:
+        """Takes the weights that a file of this run stands for: a model's own, or the base's with its difference."""
+        if self.job.output in ("checkpoint", "diffusers"):
+            found = self._trained_in(inspect_base(path, family=self.family.name))
+        else:
+            found = self.originals()
+            for name, delta in self._deltas(path):
+                found[name] += delta
+        with torch.no_grad():
+            for name, parameter in self.live.items():
+                parameter.copy_(found[name])
+
+    def _deltas(self, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name of a trained parameter, what is added to it) of a file that holds the difference."""
+        if self.job.output == "difference":
+            tensors, _ = safetensors_io.load(path)
+            yield from ((name, tensors[".".join(key)].float()) for key, name in self._layers())
+            return
+        entries = adapters.read_adapter(path, self.family.name).entries
+        for (site, _), name in self._layers():
+            up, down = entries[site]["lora_up"].float(), entries[site]["lora_down"].float()
+            scale = float(entries[site]["alpha"]) / down.shape[0]
+            yield name, scale * (up.flatten(1) @ down.flatten(1)).reshape(self.live[name].shape)
 
     def start_from(self, path: Path) -> None:
         raise InputError(f"init_from: {path} cannot be gone on from; name the model as base instead.")

@@ -57,7 +57,8 @@ class Networks:
     trains_text = False
 
     def __init__(self, base: Base, job: Job) -> None:
-        self.job, self.structure, self.active = job, structure_of(job), True
+        self.job, self.structure = job, structure_of(job)
+        self.active, self.strength = True, 1.0
         self.pairs: dict[int, nn.ModuleList] = {}
         device = next(base.unet.parameters()).device
         for name, layer in base.unet.named_modules():
@@ -81,7 +82,8 @@ class Networks:
             if not self.active:
                 return args
             x = args[0]
-            return (x + network(x).to(x.dtype), *args[1:])
+            change = network(x).to(x.dtype)
+            return (x + (change if self.strength == 1 else change * self.strength), *args[1:])
 
         layer.register_forward_pre_hook(changed)
 
@@ -107,6 +109,15 @@ class Networks:
             yield
         finally:
             self.active = True
+
+    @contextmanager
+    def scaled(self, weight: float) -> Iterator[None]:
+        """At another strength than 1, as `<hypernet:NAME:weight>` draws."""
+        self.strength = weight
+        try:
+            yield
+        finally:
+            self.strength = 1.0
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
