@@ -5,7 +5,10 @@
 Models of SD1.5's and SDXL's size are made with random weights. Each case is a real run of the trainer, told to keep to
 the memory that is aimed at (`memory_limit`: torch refuses more), at 512 px (SD1.5) or 1024 px (SDXL) with batch 1.
 Peak memory is what torch gave out on the GPU at most; `whole` adds what torch kept in reserve and what the driver
-takes. Steps are timed while no other run takes any. Some minutes on a GPU; on a processor use `--tiny`.
+takes. Steps are timed while no other run takes any; the training time is that of the recipe's steps. Some minutes on
+a GPU. On a processor the whole process's peak is held against the plan, at a smaller size:
+
+    python benchmarks/methods.py --device cpu --narrow 2 --side 256 --precision bf16 --steps 2 --cases NAME ...
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from typing import Any
 
 from random_models import SIDES
 from runs import ROOT, Run, device_name, environment, markdown, run_all, trainer_run, write_json
+
+from extension.composing import Wish, compose
+from extension.recipes import Base
 
 GIB = 2**30
 _FULL = {
@@ -62,15 +68,26 @@ def driver_gib(device: str) -> float:
     return float(done.stdout or 0) / GIB
 
 
+def small(args: argparse.Namespace) -> bool:
+    """Whether the models are not those of the published sizes, or on a processor: no aim holds there."""
+    return args.narrow > 1 or args.device == "cpu"
+
+
+def recipe_steps(family: str, method: str) -> int:
+    """The steps of the recipe for a thing, for pictures of one at a time (`batch_size` 1)."""
+    made = compose(Wish(Base(Path("m"), "m", family), "object", method=method)).values
+    return made["steps"] * made.get("batch_size", 1) * made.get("gradient_accumulation", 1)
+
+
 def make_run(name: str, args: argparse.Namespace, work: Path) -> Run:
     case = dict(CASES[name])
     family, limit, method = case.pop("family"), case.pop("limit"), case.pop("method")
-    side = 64 if args.tiny else SIDES[family]
+    side = args.side or SIDES[family]
     options = {
         "name": "bench", "base": work / family, "data": work / f"pictures-{side}", "resolution": side,
         "bucket_step": 8, "bucket_min": 8, "steps": args.steps, "batch_size": 1, "state_every": 1000000,
         "cache_dir": work / f"cache-{family}", "device": args.device,
-        "memory_limit": 0 if args.tiny else limit, **case,
+        "memory_limit": 0 if small(args) else limit, "precision": args.precision, **case,
     }  # fmt: skip
     return trainer_run(name, method, options, work / "runs" / name, family=family, method=method, aim=limit)
 
@@ -86,6 +103,7 @@ def read_run(run: Run, driver: float) -> dict[str, Any]:
     if steps:
         seconds = [each["seconds"] for each in steps]
         row["seconds_per_step"] = statistics.median(seconds[len(seconds) // 2 :])
+        row["minutes"] = row["seconds_per_step"] * recipe_steps(run.facts["family"], run.facts["method"]) / 60
     result = next((each["path"] for each in run.kinds("saved") if each["kind"] == "result"), None)
     if result and (run.folder / result).is_file():
         row["size"] = (run.folder / result).stat().st_size
@@ -109,12 +127,14 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "aim GiB": row["aim"] or None,
                 "peak GiB": memory["peak_bytes"] / GIB if memory else None,
                 "planned": memory["planned_bytes"] / GIB if memory else None,
+                "peak / planned": memory["peak_bytes"] / memory["planned_bytes"] if memory else None,
                 "whole": row.get("reserved"),
                 "most in": stage,
                 "training / planned": training,
                 "base": row.get("base_dtype"),
                 "twice": {True: "on", False: "off"}.get(row.get("checkpointing")),
                 "s per step": row.get("seconds_per_step"),
+                "minutes for the recipe": row.get("minutes"),
                 "file MiB": row["size"] / 2**20 if "size" in row else None,
                 "problem": row["problem"][:120],
             }
@@ -130,9 +150,9 @@ def measure(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         return args.seconds and max(1.0, args.seconds - (time.time() - began))
 
     families = sorted({CASES[name]["family"] for name in args.cases})
-    made = [family for family in families if (work / f"{family}.made-{10 if args.tiny else 1}").exists()]
+    made = [family for family in families if (work / f"{family}.made-{args.narrow}").exists()]
     words = [sys.executable, str(ROOT / "benchmarks" / "random_models.py"), str(work)]
-    narrow = ["--narrow", "10", "--side", "64"] if args.tiny else []
+    narrow = ["--narrow", str(args.narrow), *(["--side", str(args.side)] if args.side else [])]
     makers = [
         Run(f"make {family}", [*words, family, *narrow], work / f"make-{family}")
         for family in families
@@ -170,8 +190,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="end after this time with what there is")
     parser.add_argument("--work", type=Path, help="folder for models and caches, kept (default: a temporary one)")
     parser.add_argument("--make-only", action="store_true", help="only make the models, in --work")
+    parser.add_argument("--narrow", type=int, default=1, choices=(1, 2, 5, 10), help="divides all widths by this")
+    parser.add_argument("--side", type=int, help="side of the pictures, instead of 512 and 1024")
+    parser.add_argument("--precision", default="auto", help="what to compute in")
     parser.add_argument("--tiny", action="store_true", help="narrow models at 64 px, to try this script out")
     args = parser.parse_args()
+    if args.tiny:
+        args.narrow, args.side = 10, 64
     args.facts = {"command": " ".join(["python", *sys.argv]), "device": ""}
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
