@@ -14,7 +14,7 @@ from extension.recipes import Base
 from trainers import spec
 from trainers.engine import memory
 from trainers.errors import InputError
-from trainers.options import METHODS, fields_for
+from trainers.options import METHODS, ONE_PASS, fields_for
 from trainers.presets import load_preset
 
 FILE = Path("m.safetensors")
@@ -24,6 +24,7 @@ BASES = {
 }  # fmt: skip
 PARAMETERS = {
     "sd1": {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863},
+    "sd2": {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863},
     "sdxl": {
         "unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863,
     },
@@ -77,6 +78,27 @@ def test_memory_keeps_the_effective_batch_names_what_it_alters_and_fits(family, 
         assert plan.base_dtype != "fp8" or "base_dtype" in fitted.changes
 
 
+# Values of the UNet's cross-attention, of a hypernetwork's layers, and of a LoRA for each rank, at the published sizes.
+CROSS_ATTENTION = {"sd1": 43_962_560, "sd2": 50_352_320, "sdxl": 545_670_400}
+NETWORKS = {"sd1": 21.9e6, "sd2": 25.6e6, "sdxl": 50e6}
+RANK = {"sd1": 1.2e6, "sd2": 1.3e6, "sdxl": 2.9e6}
+
+
+@pytest.mark.parametrize("family", list(CROSS_ATTENTION))
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ONE_PASS])
+def test_the_table_of_methods_says_what_the_memory_plan_does(family, method):
+    """For the smallest card's recipe, with the base as that recipe keeps it, and what the driver takes."""
+    job = _job({**compose(Wish(BASES[family], method=method, memory=6)).values, "precision": "bf16"})
+    trained = {"textual_inversion": 1e4, "dreambooth": CROSS_ATTENTION[family], "hypernetwork": NETWORKS[family]}
+    plan = memory.make_plan(
+        family=family, parameters=PARAMETERS[family], job=job, resolution=job.resolution or 768, device_type="cuda",
+        trainable=int(trained.get(method) or job.rank * RANK[family]), free_bytes=None,
+    )  # fmt: skip
+    exact = [one for one in (plan, *plan.smaller_plans) if one.base_dtype == job.base_dtype or one.base_dtype != "fp8"]
+    smallest = min(one.peak_bytes for one in exact) + memory.DRIVER
+    assert methods()[method]["memory"][family] == pytest.approx(smallest / 2**30, rel=0.08)
+
+
 def test_a_toy_learns_by_the_recipe_of_the_demonstration():
     from trainers.demo.run import RESULTS, task_for
 
@@ -106,13 +128,14 @@ def test_a_cards_memory_has_a_class():
 
 
 def test_the_chooser_advises_what_can_be_done(tmp_path):
-    def rows(**said):
-        found = choosing.answer(choosing.Question(BASES["sd1"], "person", **said), tmp_path)
+    def rows(family="sd1", **said):
+        found = choosing.answer(choosing.Question(BASES[family], "person", **said), tmp_path)
         return {row["name"]: row for row in found}
 
     usual = rows(pictures=20, memory=8)
     assert usual["lora"]["advised"] and next(iter(usual)) == "lora"
-    assert usual["dreambooth"]["against"] and usual["hypernetwork"]["older"]
+    assert not usual["dreambooth"]["against"] and usual["hypernetwork"]["older"]
+    assert rows("sdxl", memory=6)["pivotal"]["against"] == [("needs about {0} GB of graphics memory", [7])]
     few = rows(pictures=3, memory=8)
     assert few["textual_inversion"]["advised"] and few["lora"]["against"] == [("needs at least {0} pictures", [5])]
     assert all(row["seconds"] and not row["measured"] for name, row in usual.items() if name != "aesthetic_gradient")
