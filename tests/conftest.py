@@ -41,3 +41,13 @@ def loaded_base(tiny_base):
         return loaded[family]
 
     return get
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """A queue with the fake trainer; whatever still runs is killed at the end."""
+    from jobs_helpers import fake_jobs, kill_all
+
+    made = fake_jobs(tmp_path / "runs")
+    yield made
+    kill_all(made)

@@ -22,6 +22,12 @@ def fake_jobs(runs: Path) -> Jobs:
     return Jobs(runs, fake_environment())
 
 
+def kill_all(jobs: Jobs) -> None:
+    """Ends every trainer that still works for `jobs`; for the end of a test."""
+    for view in jobs.all():
+        jobs.supervisor.kill(jobs.runs / view.id)
+
+
 def values(name: str = "ball", **changes: Any) -> dict[str, Any]:
     job = {"method": "lora", "name": name, "base": "b.safetensors", "data": "d", "steps": 5, "device": "cpu"}
     return {**job, **changes}

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from jobs_helpers import fake_jobs, look_until, until, values
+from jobs_helpers import fake_jobs, kill_all, look_until, until, values
 from PIL import Image
 
 fastapi = pytest.importorskip("fastapi")
@@ -39,8 +39,7 @@ def workshop(tmp_path):
     )
     made.pictures.mkdir(parents=True)
     yield made
-    for view in made.jobs.all():
-        made.jobs.supervisor.kill(made.jobs.runs / view.id)
+    kill_all(made.jobs)
 
 
 @pytest.fixture

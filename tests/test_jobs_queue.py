@@ -18,14 +18,6 @@ from extension.jobs.run_files import Ticket
 from trainers.errors import InputError
 
 
-@pytest.fixture
-def jobs(tmp_path):
-    made = fake_jobs(tmp_path / "runs")
-    yield made
-    for view in made.all():
-        made.supervisor.kill(made.runs / view.id)
-
-
 def test_a_job_is_trained_and_its_run_tells_of_it(jobs):
     made = jobs.submit(values(trigger="sks", steps=5))
     assert (made.state, made.place, made.id) == ("queued", 1, "ball")

@@ -21,14 +21,6 @@ from trainers.errors import InputError
 LONG = "pause=0.03"
 
 
-@pytest.fixture
-def jobs(tmp_path):
-    made = fake_jobs(tmp_path / "runs")
-    yield made
-    for view in made.all():
-        made.supervisor.kill(made.runs / view.id)
-
-
 def test_stop_saves_and_resume_goes_on(jobs):
     jobs.submit(values(steps=60, comment=LONG))
     look_until(jobs, "ball", "training")

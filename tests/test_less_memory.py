@@ -6,20 +6,12 @@ import errno
 import json
 
 import pytest
-from jobs_helpers import fake_jobs, until, values
+from jobs_helpers import until, values
 
 from extension.jobs import less_memory
 from extension.jobs.lease import HAND_OVER, RECORD, SIDE_BY_SIDE
 from trainers import errors, spec
 from trainers.events import read_events
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    made = fake_jobs(tmp_path / "runs")
-    yield made
-    for view in made.all():
-        made.supervisor.kill(made.runs / view.id)
 
 
 def _ended(jobs, **changes):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from jobs_helpers import fake_jobs, look_until, until, values
+from jobs_helpers import fake_jobs, kill_all, look_until, until, values
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -33,8 +33,7 @@ def workshop(tmp_path):
     (places["lora"] / "broken.safetensors").write_bytes(b"no such thing")
     made = Workshop(fake_jobs(tmp_path / "runs"), tmp_path / "pictures", results=places.get)
     yield made
-    for view in made.jobs.all():
-        made.jobs.supervisor.kill(made.jobs.runs / view.id)
+    kill_all(made.jobs)
 
 
 def serve(workshop) -> TestClient:

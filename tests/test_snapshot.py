@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-from training_helpers import events_of, job_values, make_pictures
+from training_helpers import broken_off_at, events_of, job_values, make_pictures
 
 from extension.jobs.store import Store
 from trainers import running, snapshot, spec
-from trainers.engine import loop as loops
 
 
 def test_changes_are_found_by_content(tmp_path):
@@ -44,18 +43,8 @@ def test_a_run_says_what_changed_since_it_was_queued_and_since_it_was_stopped(ti
     values = job_values(tiny_base("sd1"), data, steps=3, state_every=1)
     run = Store(tmp_path / "runs").submit(values)
     (data / "picture 1.txt").write_text("a ball in the rain")
-    real = loops.micro_step
-
-    def die(session, index):
-        if index == 1:
-            raise KeyboardInterrupt
-        return real(session, index)
-
-    monkeypatch.setattr(loops, "micro_step", die)
-    try:
-        running.start(spec.parse(spec.read_yaml(run / "request.yaml")), run)
-    except KeyboardInterrupt:
-        monkeypatch.undo()
+    job = spec.parse(spec.read_yaml(run / "request.yaml"))
+    broken_off_at(1, lambda: running.start(job, run), monkeypatch)
     told = [event["text"] for event in events_of(run, "note")]
     assert "data: since the job was queued, 1 caption file changed (picture 1.txt)." in told
     assert [event["event"] for event in events_of(run)].index("note") < [

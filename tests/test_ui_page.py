@@ -13,7 +13,7 @@ from io import BytesIO
 
 import pytest
 import torch
-from jobs_helpers import fake_environment, until
+from jobs_helpers import fake_environment, kill_all, until
 from page_steps import PROMPT, open_tab, opened, train_from_the_form, wait_until_done
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -38,8 +38,7 @@ def workshop(tmp_path_factory):
     made = make_workshop(tmp_path_factory.mktemp("page"), fake_environment())
     yield made
     made.jobs.close()
-    for view in made.jobs.all():
-        made.jobs.supervisor.kill(made.jobs.runs / view.id)
+    kill_all(made.jobs)
 
 
 @pytest.fixture(scope="module")

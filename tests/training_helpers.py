@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,29 +82,35 @@ def header_of(path: Path) -> dict[str, Any]:
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
-def killed_and_resumed(train, monkeypatch, *kind: str, **options: Any) -> tuple[Path, Path]:
-    """The run folders of a run of four steps, and of the same killed in its fourth step and resumed."""
-    from trainers import running
+def broken_off_at(step: int, train: Callable[[], Any], monkeypatch) -> None:
+    """Calls `train`, in this process, and interrupts it when it begins the step of this index."""
     from trainers.engine import loop as loops
 
-    options = {"steps": 4, "state_every": 2, **options}
-    code, whole = train(*kind, **options)
-    assert code == 0
     real = loops.micro_step
 
     def die(session, index):
-        if index == 3:
+        if index == step:
             raise KeyboardInterrupt
         return real(session, index)
 
     monkeypatch.setattr(loops, "micro_step", die)
     try:
-        train(*kind, folder="broken", **options)
+        train()
     except KeyboardInterrupt:
         pass
     else:
         raise AssertionError("the run was not interrupted")
     monkeypatch.undo()
+
+
+def killed_and_resumed(train, monkeypatch, *kind: str, **options: Any) -> tuple[Path, Path]:
+    """The run folders of a run of four steps, and of the same killed in its fourth step and resumed."""
+    from trainers import running
+
+    options = {"steps": 4, "state_every": 2, **options}
+    code, whole = train(*kind, **options)
+    assert code == 0
+    broken_off_at(3, lambda: train(*kind, folder="broken", **options), monkeypatch)
     broken = whole.parent / "broken"
     assert running.resume(broken) == 0
     return whole, broken
