@@ -36,7 +36,8 @@ def add_after_routes(router: APIRouter, workshop: Workshop) -> None:
         """Has a run that trains write a snapshot; gives the tag that draws with it and its trigger word."""
         jobs.command(run_id, "snapshot")
         made = jobs.one(run_id)
-        return {"tag": live_tag(made.name), "trigger": made.trigger}
+        is_word = made.method == "textual_inversion"  # the tag stands for the word itself
+        return {"tag": live_tag(made.name, made.method), "trigger": "" if is_word else made.trigger}
 
     @router.get("/jobs/{run_id}/sheet")
     def sheet(run_id: str) -> Response:

@@ -1,4 +1,5 @@
-"""`<lora:NAME:0.8:live=1>`: the newest snapshot of a run in progress, asked for when a picture is drawn."""
+"""`<lora:NAME:0.8:live=1>` (and ti, hypernet): the newest snapshot of a run in progress, asked for when a picture is
+drawn."""
 
 from __future__ import annotations
 
@@ -16,13 +17,16 @@ from trainers.events import send_command
 
 WEIGHT = 0.8
 """What the page's button proposes: an adapter in the middle of its learning is often too strong at 1."""
+KINDS = {"lora": "lora", "pivotal": "lora", "textual_inversion": "ti", "hypernetwork": "hypernet"}
+"""The kind of tag that draws with what a method makes."""
 
 _LOOK_SECONDS = 0.05
 
 
-def live_tag(name: str) -> str:
+def live_tag(name: str, method: str = "lora") -> str:
     """What is written in a prompt to draw with a run in progress."""
-    return f"<lora:{name}:{WEIGHT:g}:live=1>"
+    kind = KINDS[method]
+    return f"<{kind}:{name}:{1 if kind == 'ti' else WEIGHT:g}:live=1>"
 
 
 class LiveFiles:
@@ -37,14 +41,15 @@ class LiveFiles:
     def __init__(self, jobs: Callable[[], Jobs], patience: float = 10.0) -> None:
         self._jobs, self._patience = jobs, patience
 
-    def __call__(self, name: str) -> Path | None:
-        """The newest snapshot; None where no run of this name is in progress.
+    def __call__(self, name: str, kind: str = "lora") -> Path | None:
+        """The newest snapshot; None where no run of this name is in progress that makes files for this kind of tag.
 
         Raises:
             InputError: the run has not written any yet.
         """
         jobs = self._jobs()
-        training = {made.name: made for made in jobs.all() if made.state in view.AT_WORK and made.has_live}
+        at_work = (made for made in jobs.all() if made.state in view.AT_WORK and made.has_live)
+        training = {made.name: made for made in at_work if KINDS[made.method] == kind}
         found = resolve(name, training)
         if found is None:
             return None
@@ -77,4 +82,5 @@ def _step_of(path: Path) -> int:
 
 
 def _newest(run: Path) -> Path | None:
-    return max((run / "live").glob("*.safetensors"), key=_step_of, default=None)
+    files = (path for path in (run / "live").glob("*") if path.suffix in (".safetensors", ".pt"))
+    return max(files, key=_step_of, default=None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from extension.injection.adapter_file import Adapter, AdapterFiles, Stamp
 from extension.injection.aesthetic import AestheticFiles, AestheticUse
-from extension.injection.embeddings import Embedding, EmbeddingStore
+from extension.injection.embeddings import Embedding, EmbeddingStore, bundled_embeddings, read_embedding
 from extension.injection.from_tags import aesthetic_use_of, network_use_of, use_of
 from extension.injection.hypernetworks import NetworkFiles, NetworkUse
 from extension.injection.scales import Use
@@ -44,7 +44,8 @@ class Library:
         masks: pictures for `mask=`, or None where there are none.
         hypernetworks: files for `<hypernet:…>`, or None where those tags are the host's own to act on.
         aesthetics: files for `<aesthetic:…>`, or None where there are none.
-        live: newest snapshot of a run in progress by its name, for `live=1`; an InputError says why there is none.
+        live: newest snapshot of a run in progress by its name and the tag's kind, for `live=1`; an InputError says why
+            there is none.
         shown: files that lie in none of the folders, by a name of their own, while they are drawn with (a run's files).
     """
 
@@ -56,7 +57,7 @@ class Library:
     networks: NetworkFiles = field(default_factory=NetworkFiles)
     aesthetics: Listing | None = None
     aesthetic_files: AestheticFiles = field(default_factory=AestheticFiles)
-    live: Callable[[str], Path | None] | None = None
+    live: Callable[[str, str], Path | None] | None = None
     shown: dict[str, Path] = field(default_factory=dict)
 
     def rescan(self) -> bool:
@@ -88,6 +89,7 @@ class Wanted:
         batch: the prompts as read.
         found: tags of adapters whose file is there, in order.
         embedding_tags: `<ti:…>` tags whose embedding is there.
+        shown: embeddings of runs in progress, which take the place of what has their names.
         networks: tags of hypernetworks whose file is there.
         aesthetics: tags of aesthetic gradients whose file is there, as their uses.
         others: tags that are the host's own to act on (hypernetworks, where the library has none), with their picture.
@@ -98,6 +100,7 @@ class Wanted:
     batch: BatchTags
     found: list[Found] = field(default_factory=list)
     embedding_tags: list[tuple[Active, Embedding]] = field(default_factory=list)
+    shown: list[Embedding] = field(default_factory=list)
     networks: list[tuple[Active, Hypernetwork]] = field(default_factory=list)
     aesthetics: list[AestheticUse] = field(default_factory=list)
     others: list[Active] = field(default_factory=list)
@@ -121,6 +124,10 @@ class Wanted:
     @property
     def _gradient_tags(self) -> list[Tag]:
         return [active.tag for active in self.batch.active if active.tag.kind == "aesthetic"] if self.aesthetics else []
+
+    def embeddings(self, store: EmbeddingStore) -> EmbeddingStore:
+        """What names in these prompts mean."""
+        return store.showing(self.shown) if self.shown else store
 
     @property
     def regions(self) -> list[Region]:
@@ -238,17 +245,15 @@ def _look_up(active: Active, library: Library, wanted: Wanted) -> None:
     if tag.kind in ADAPTER_KINDS:
         _look_up_adapter(active, library, wanted)
     elif tag.kind == "ti":
-        item = library.embeddings.get(tag.name.strip())
-        if item is not None:
-            wanted.embedding_tags.append((active, item))
-        else:
-            wanted.reports.append(_not_there(tag, "embedding", nearest(tag.name, library.embeddings.names())))
+        _look_up_embedding(active, library, wanted)
     elif tag.kind == "aesthetic":
         _look_up_aesthetic(active, library, wanted)
     elif library.hypernetworks is not None:
         _look_up_network(active, library, wanted)
     else:
         wanted.others.append(active)
+        if tag.live:
+            wanted.reports.append(f"{printable(tag.source_text)}: live=1 does nothing here, as the WebUI draws these.")
 
 
 def without_folders(problem: object, paths: Iterable[Path]) -> str:
@@ -259,8 +264,25 @@ def without_folders(problem: object, paths: Iterable[Path]) -> str:
     return sentence
 
 
+def _look_up_embedding(active: Active, library: Library, wanted: Wanted) -> None:
+    tag = active.tag
+    item = library.embeddings.get(tag.name.strip())
+    path = _live(tag, library, wanted) if tag.live else None
+    if path is not None:
+        try:
+            item = replace(read_embedding(path), name=item.name if item is not None else tag.name.strip())
+            wanted.shown.append(item)
+        except InputError as problem:
+            wanted.reports.append(f"{printable(tag.source_text)}: {without_folders(problem, [path])}")
+    if item is not None:
+        wanted.embedding_tags.append((active, item))
+    else:
+        wanted.reports.append(_not_there(tag, "embedding", nearest(tag.name, library.embeddings.names())))
+
+
 def _look_up_network(active: Active, library: Library, wanted: Wanted) -> None:
-    path = library.hypernetworks.find(active.tag.name)
+    path = _live(active.tag, library, wanted) if active.tag.live else None
+    path = path or library.hypernetworks.find(active.tag.name)
     if path is None:
         near = library.hypernetworks.nearest(active.tag.name)
         wanted.reports.append(_not_there(active.tag, "hypernetwork", near))
@@ -295,6 +317,8 @@ def _look_up_adapter(active: Active, library: Library, wanted: Wanted) -> None:
         return
     try:
         wanted.found.append(Found(active, library.files.get(path)))
+        if tag.live:
+            wanted.shown += bundled_embeddings(wanted.found[-1].adapter)
     except InputError as problem:
         wanted.reports.append(f"{printable(tag.source_text)}: {without_folders(problem, [path])}")
 
@@ -303,7 +327,8 @@ def _live(tag: Tag, library: Library, wanted: Wanted) -> Path | None:
     """The snapshot that `live=1` means; where there is none, the file of this name is used, and it is said."""
     problem = "no run of this name is in progress; its file is used."
     try:
-        path = library.live(tag.name.strip()) if library.live is not None else None
+        kind = "lora" if tag.kind in ADAPTER_KINDS else tag.kind
+        path = library.live(tag.name.strip(), kind) if library.live is not None else None
     except InputError as error:
         path, problem = None, str(error)
     if path is None:

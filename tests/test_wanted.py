@@ -144,7 +144,7 @@ def test_hypernetworks_are_the_hosts_own_unless_listed(library, tmp_path):
 
 def test_live_snapshots_come_first(library, tmp_path):
     snapshot = lora(tmp_path / "runs" / "dog" / "newest.safetensors")
-    library.live = {"dog": snapshot}.get
+    library.live = lambda name, kind: {("dog", "lora"): snapshot}.get((name, kind))
     assert read_wanted(["<lora:dog:1:live=1>"], [""], library).found[0].adapter.path == snapshot
     wanted = read_wanted(["<lora:cat 猫:1:live=1>"], [""], library)
     assert wanted.found[0].adapter.path.stem == "cat 猫" and "no run of this name" in wanted.reports[0]

@@ -72,14 +72,24 @@ def host_embedding(item: Embedding, shorthash: Any = None) -> Any:
 
 
 class Bundled:
-    """Embeddings that came inside adapters' files, known to the host as long as the adapters act."""
+    """Embeddings that came inside adapters' files, or that runs in progress have got, known to the host as long as the
+    tags act."""
 
     def __init__(self) -> None:
-        self._registered: dict[str, Any] = {}
+        self._registered: dict[str, tuple[Any, Any]] = {}  # by name: ours, and what had the name before
 
-    def add(self, adapters: Iterable[tuple[str, Adapter]], model: LoadedModel) -> list[str]:
-        """Registers those of `(name as typed, adapter)`; returns sentences about those that do not fit."""
+    def add(
+        self, adapters: Iterable[tuple[str, Adapter]], model: LoadedModel, shown: Iterable[Embedding] = ()
+    ) -> list[str]:
+        """Registers those of `(name as typed, adapter)`, and `shown` in the place of what has their names; returns
+        sentences about those that do not fit."""
         reports = []
+        for item in shown:
+            problem = item.problem(model.widths)
+            if problem is not None:
+                reports.append(problem)
+            else:
+                self._register(item.name, host_embedding(item))
         for name, adapter in adapters:
             try:
                 items = bundled_embeddings(adapter)
@@ -91,17 +101,19 @@ class Bundled:
                 if problem is not None:
                     reports.append(problem)
                 elif item.name not in database().word_embeddings:
-                    shown = name if getattr(shared.opts, "lora_bundled_ti_to_infotext", True) else ""
-                    self._registered[item.name] = database().register_embedding(
-                        host_embedding(item, shorthash=shown), shared.sd_model
-                    )
+                    typed = name if getattr(shared.opts, "lora_bundled_ti_to_infotext", True) else ""
+                    self._register(item.name, host_embedding(item, shorthash=typed))
         return reports
+
+    def _register(self, name: str, made: Any) -> None:
+        former = self._registered.get(name, (None, database().word_embeddings.get(name)))[1]
+        self._registered[name] = database().register_embedding(made, shared.sd_model), former
 
     def remove(self) -> None:
         """Takes them out again, unless the host has put others in their place."""
-        for name, made in self._registered.items():
+        for name, (made, former) in self._registered.items():
             if database().word_embeddings.get(name) is made and shared.sd_model is not None:
-                database().register_embedding_by_name(None, shared.sd_model, name)
+                database().register_embedding_by_name(former, shared.sd_model, name)
         self._registered = {}
 
 

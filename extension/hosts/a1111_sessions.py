@@ -145,7 +145,8 @@ class Sessions:
         if session is None or session.wanted is not one.wanted:
             session = self._begin(p, one.wanted, one.hires)
         batch = one.wanted.batch
-        return Encoder(session.generation, batch.prompts, batch.negatives, self.library.embeddings, sampling, one.texts)
+        known = one.wanted.embeddings(self.library.embeddings)
+        return Encoder(session.generation, batch.prompts, batch.negatives, known, sampling, one.texts)
 
     # --- what is another thing in a relative of this host
 
@@ -257,7 +258,8 @@ class Sessions:
             add_notes(p, [without_folders(problem, [one.adapter.path for one in wanted.found])])
             return
         session.generation.set_step(0, max(getattr(p, "steps", 1) or 1, 1), session.hires)
-        notes = session.bundled.add([(one.tag.name.strip(), one.adapter) for one in wanted.found], model)
+        adapters = [(one.tag.name.strip(), one.adapter) for one in wanted.found]
+        notes = session.bundled.add(adapters, model, wanted.shown)
         more = attachments_for(model.parts, session.generation, wanted.aesthetics)
         networks = wanted.network_uses()
         if networks:

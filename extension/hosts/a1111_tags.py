@@ -71,8 +71,9 @@ def _read(p: Any, prompts: list[str], negatives: list[str], hires: bool, library
     kinds = kinds_for(library)
     wanted = read_wanted(prompts, negatives, library, default_scope=scope, kinds=kinds, protect_escapes=True)
     total = (getattr(p, "hr_second_pass_steps", 0) if hires else 0) or p.steps
-    prompts[:] = [weighted_text(parsed, library.embeddings, 0, total, hires) for parsed in wanted.batch.prompts]
-    negatives[:] = [weighted_text(parsed, library.embeddings, 0, total, hires) for parsed in wanted.batch.negatives]
+    store = wanted.embeddings(library.embeddings)
+    prompts[:] = [weighted_text(parsed, store, 0, total, hires) for parsed in wanted.batch.prompts]
+    negatives[:] = [weighted_text(parsed, store, 0, total, hires) for parsed in wanted.batch.negatives]
     return Carried(wanted, hires, (list(prompts), list(negatives)))
 
 

@@ -42,22 +42,29 @@ def _content(item: Embedding) -> Any:
     return {_SLOTS[name]: value for name, value in item.vectors.items()}
 
 
-def add_to_stores(engine: Any, family: str, items: Iterable[Embedding]) -> list[tuple[Any, str, Any]]:
-    """Registers embeddings with a model's text engines, unless the name is taken; returns what was registered where."""
-    made = []
+Registered = tuple[Any, str, Any, Any]
+"""A store, a name, what was registered under it, and what had the name before."""
+
+
+def add_to_stores(
+    engine: Any, family: str, items: Iterable[Embedding], shown: Iterable[Embedding] = ()
+) -> list[Registered]:
+    """Registers embeddings with a model's text engines, unless the name is taken, and `shown` in the place of what has
+    their names; returns what was registered where."""
+    made: list[Registered] = []
     for text in text_engines(engine, family).values():
         store = text.embeddings
-        for item in items:
-            if item.name not in store.word_embeddings:
-                made.append((store, item.name, store.register_embedding(host_embedding(item, store))))
+        for item in [*shown, *(item for item in items if item.name not in store.word_embeddings)]:
+            former = store.word_embeddings.get(item.name)
+            made.append((store, item.name, store.register_embedding(host_embedding(item, store)), former))
     return made
 
 
-def remove_from_stores(registered: Iterable[tuple[Any, str, Any]]) -> None:
+def remove_from_stores(registered: Iterable[Registered]) -> None:
     """Takes out what `add_to_stores` put in, unless something else has its name by now."""
-    for store, name, made in registered:
+    for store, name, made, former in reversed(list(registered)):
         if store.word_embeddings.get(name) is made:
-            store.register_embedding_by_name(None, name)
+            store.register_embedding_by_name(former, name)
 
 
 class FedStores:

@@ -11,7 +11,7 @@ from extension.hosts.forge_embeddings import FedStores, add_to_stores, remove_fr
 from extension.hosts.forge_patcher import PatchedUnet
 from extension.hosts.forge_rows import MarkedChunks, RowReader
 from extension.injection import Adapter
-from extension.injection.embeddings import bundled_embeddings
+from extension.injection.embeddings import Embedding, bundled_embeddings
 from extension.wanted import without_folders
 from trainers.errors import InputError
 
@@ -53,19 +53,23 @@ class ForgeBundled:
         self._registered: list[Any] = []
         self._engine: Any = None
 
-    def add(self, adapters: Iterable[tuple[str, Adapter]], model: LoadedModel) -> list[str]:
-        """Registers those of `(name as typed, adapter)`; returns sentences about those that do not fit."""
+    def add(
+        self, adapters: Iterable[tuple[str, Adapter]], model: LoadedModel, shown: Iterable[Embedding] = ()
+    ) -> list[str]:
+        """Registers those of `(name as typed, adapter)`, and `shown` in the place of what has their names; returns
+        sentences about those that do not fit."""
         reports, items = [], []
         for _, adapter in adapters:
             try:
                 items += bundled_embeddings(adapter)
             except InputError as problem:
                 reports.append(without_folders(problem, [adapter.path]))
-        problems = [item.problem(model.widths) for item in items]
-        fitting = [item for item, problem in zip(items, problems, strict=True) if problem is None]
-        if fitting:
+        every = [*items, *shown]
+        problems = [item.problem(model.widths) for item in every]
+        if every:
             self._engine = self._host.raw_model()
-            self._registered = add_to_stores(self._engine, model.family, fitting)
+            fitting = [[one for one in kind if one.problem(model.widths) is None] for kind in (items, shown)]
+            self._registered = add_to_stores(self._engine, model.family, *fitting)
         return reports + [problem for problem in problems if problem is not None]
 
     def remove(self) -> None:

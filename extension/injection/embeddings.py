@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +209,12 @@ class EmbeddingStore:
     def get(self, name: str) -> Embedding | None:
         """The embedding of this name; as in prompts, upper and lower case are the same."""
         return self._by_name.get(name.lower())
+
+    def showing(self, items: Iterable[Embedding]) -> EmbeddingStore:
+        """The same embeddings, with these in the place of what has their names."""
+        made = copy.copy(self)
+        made._by_name = {**self._by_name, **{item.name.lower(): item for item in items}}
+        return made
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -158,7 +158,7 @@ class Jobs:
         if made.state != view.TRAINING:
             raise InputError(f"{run_id}: this run is {made.state}; it can be asked for this while it trains.")
         if command == "snapshot" and not made.has_live:
-            raise InputError(f"{run_id}: only an adapter can be drawn with while it trains.")
+            raise InputError(f"{run_id}: a whole model cannot be drawn with while it trains.")
         if command == "sample" and not self.raw_job(run_id).get("sample_prompts"):
             raise InputError(f"{run_id}: this run has no sample prompts to draw.")
         send_command(self.store.find(run_id), command)

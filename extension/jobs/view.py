@@ -101,7 +101,7 @@ class RunView:
     @property
     def has_live(self) -> bool:
         """Whether it can be drawn with while it trains."""
-        return self.method in ("lora", "pivotal")
+        return self.method in ("lora", "pivotal", "textual_inversion", "hypernetwork")
 
     @property
     def best_file(self) -> str:

@@ -36,7 +36,7 @@ OPTIONS: dict[str, Option] = {
     "steps": Option(values.read_gradient_steps, _AESTHETIC),
     "lr": Option(values.read_gradient_lr, _AESTHETIC),
     "slerp": Option(values.read_flag, _AESTHETIC),
-    "live": Option(values.read_flag, ADAPTER_KINDS),
+    "live": Option(values.read_flag, ADAPTER_KINDS | {"ti", "hypernet"}),
 }
 
 OPTION_NAMES = frozenset(OPTIONS)

@@ -1,4 +1,4 @@
-"""Snapshots of an adapter in training, for pictures that are drawn with it meanwhile (`<lora:NAME:0.8:live=1>`).
+"""Snapshots of what is in training, for pictures that are drawn with it meanwhile (`<lora:NAME:0.8:live=1>`).
 
 A snapshot is written when it is asked for. For some minutes after that, more follow by themselves, and one before
 anything that keeps the trainer busy, so that whoever draws again never waits long. Nobody asks, nothing is written.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainers.engine.writing import result_metadata
+from trainers.options import result_ending
 
 if TYPE_CHECKING:
     from trainers.engine.session import Session
@@ -22,7 +23,7 @@ SECONDS_BETWEEN = 30.0
 
 
 class Live:
-    """The snapshots of one run: `live/NAME-<step>.safetensors`, only the newest stays."""
+    """The snapshots of one run: `live/NAME-<step>.safetensors` (or .pt), only the newest stays."""
 
     def __init__(self, session: Session) -> None:
         self.s = session
@@ -33,11 +34,12 @@ class Live:
 
     @property
     def is_possible(self) -> bool:
-        """Whether what is trained can be used as a LoRA."""
-        return self.s.world.is_main and hasattr(self.s.trainable, "save_kohya")
+        """Whether what is trained is a file beside the model; a whole model is none."""
+        return self.s.world.is_main and hasattr(self.s.trainable, "save_snapshot")
 
     def _files(self) -> list[Path]:
-        return sorted(self.s.folder.live.glob("*.safetensors")) if self.is_possible else []
+        ending = result_ending(self.s.job) or ".safetensors"
+        return sorted(self.s.folder.live.glob(f"*{ending}")) if self.is_possible else []
 
     def ask(self) -> None:
         """Somebody wants to draw with it."""
@@ -60,8 +62,8 @@ class Live:
             return
         former = self._files()
         self.s.folder.live.mkdir(exist_ok=True)
-        path = self.s.folder.live / f"{self.s.job.name}-{step:06d}.safetensors"
-        self.s.trainable.save_kohya(path, result_metadata(self.s, step))
+        path = self.s.folder.live / f"{self.s.job.name}-{step:06d}{result_ending(self.s.job) or '.safetensors'}"
+        self.s.trainable.save_snapshot(path, result_metadata(self.s, step))
         self._step, self._written = step, time.monotonic()
         self.s.events.emit("snapshot", step=step, path=f"live/{path.name}")
         for old in former:

@@ -138,6 +138,8 @@ class Networks:
         )  # fmt: skip
         hypernetworks.save(path, network, DTYPES[self.job.save_dtype])
 
+    save_snapshot = save
+
     def start_from(self, path: Path) -> None:
         """Take the weights of an existing hypernetwork of the same structure."""
         found = hypernetworks.read(path)

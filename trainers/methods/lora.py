@@ -185,6 +185,8 @@ class LoraTrainable:
         tensors = {**adapters.to_kohya(self.entries(), DTYPES[self.job.save_dtype]), **(more or {})}
         safetensors_io.save(path, tensors, finish(tensors, metadata))
 
+    save_snapshot = save_kohya
+
     def start_from(self, path: Path) -> int:
         """Take the weights of an existing LoRA file; returns how many sites it had."""
         entries = adapters.read_adapter(path, self.family.name).entries

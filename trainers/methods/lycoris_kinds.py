@@ -237,7 +237,7 @@ class KindTrainable:
         tensors = {name: tensor.to(dtype) for name, tensor in self.file_tensors().items()} | dict(more or {})
         safetensors_io.save(path, tensors, finish(tensors, metadata))
 
-    save = save_kohya
+    save = save_snapshot = save_kohya
 
     def start_from(self, path: Path) -> None:
         """Take the weights of an existing file of the same kind."""

@@ -100,6 +100,8 @@ class Pivotal:
         said = self.words.nearest_text(self.word)
         self.adapter.save_kohya(path, {**metadata, NEAREST: said}, vectors)
 
+    save_snapshot = save_kohya
+
     def start_from(self, path: Path) -> None:
         """Take the weights of an existing LoRA, and the word's vectors from it or from the file beside it."""
         self.adapter.start_from(path)

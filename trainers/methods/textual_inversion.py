@@ -181,6 +181,12 @@ class Embeddings:
         for word in reversed(self.words):  # the result itself last: once it is there, everything is
             self.save_word(word, self.file_of(word, path), metadata)
 
+    def save_snapshot(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the first word's vectors, for drawing with them meanwhile."""
+        word = next(iter(self.words))
+        tensors = self.vectors_of(word)
+        safetensors_io.save(path, tensors, finish(tensors, {**metadata, "ss_output_name": word}))
+
     def save_word(self, word: str, path: Path, metadata: dict[str, str]) -> None:
         """Write one word's file, and its .pt file where that is asked for."""
         tensors = self.vectors_of(word)

@@ -77,7 +77,7 @@ def _rows(
 def _embeddings(model: Model, library: Library, wanted: Wanted, texts: Sequence[str]) -> tuple[list, list[str]]:
     """(embeddings that fit the model, sentences about those that the prompts name and that do not)."""
     found, reports = [], []
-    offered = list(library.embeddings.all())
+    offered = list(wanted.embeddings(library.embeddings).all())
     for one in {found_tag.adapter.stamp: found_tag.adapter for found_tag in wanted.found}.values():
         try:
             offered += bundled_embeddings(one)
