@@ -110,10 +110,13 @@
 
   /** A word of jargon with its explanation: a button, so that the keyboard reaches it too. */
   athanor.help = function (text) {
-    const id = `athanor-help-${Math.random().toString(36).slice(2)}`;
-    return h("span", { class: "athanor-help" },
-      h("button", { type: "button", class: "athanor-mark", "aria-label": athanor.t("What is this?"), "aria-describedby": id }, "?"),
-      h("span", { class: "athanor-bubble", role: "tooltip", id }, text));
+    const id = `athanor-help-${Math.random().toString(36).slice(2)}`, bubble = h("span", { class: "athanor-bubble", role: "tooltip", id }, text);
+    const keepInside = () => { // at the right edge it moves to the left
+      bubble.style.left = "0";
+      bubble.style.left = `${Math.min(0, document.documentElement.clientWidth - 12 - bubble.getBoundingClientRect().right)}px`;
+    };
+    return h("span", { class: "athanor-help", onmouseenter: keepInside, onfocusin: keepInside },
+      h("button", { type: "button", class: "athanor-mark", "aria-label": athanor.t("What is this?"), "aria-describedby": id }, "?"), bubble);
   };
 
   // ---- prompts of the host

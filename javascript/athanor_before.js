@@ -3,6 +3,7 @@
 (function () {
   const athanor = (window.athanor = window.athanor || {});
   const t = (...words) => athanor.t(...words);
+  const PICTURE = /\.(a?png|jpe?g?|jfif|webp|bmp|gif|tiff?|avif)$/i; // findings name files of captions too
   const SIGNS = { stop: "✕", warn: "!", ok: "✓" };
   let h, side, form;
 
@@ -108,9 +109,11 @@
   }
 
   function finding(each) {
-    const tick = each.severity === "stop" ? h("label", { class: "athanor-check" }, h("input", { type: "checkbox", checked: form.overridden.has(each.id),
+    const tick = each.severity === "stop" ? h("label", { class: "athanor-check" }, h("input", { type: "checkbox", "data-check": each.id, checked: form.overridden.has(each.id),
       onchange: (event) => {
-        form.overridden[event.currentTarget.checked ? "add" : "delete"](each.id);
+        const risked = event.currentTarget.checked;
+        form.overridden[risked ? "add" : "delete"](each.id);
+        for (const box of side.found.querySelectorAll(`[data-check="${each.id}"]`)) box.checked = risked; // one check may find several things
         form.found.asked = JSON.stringify(form.job());
         const now = ready();
         side.ready.replaceWith(now);
@@ -139,10 +142,10 @@
   }
 
   function pictures(each) {
-    const folder = form.parts.data.value.trim(), shown = each.pictures.slice(0, 6);
+    const folder = form.parts.data.value.trim(), some = each.pictures.filter((file) => PICTURE.test(file)), shown = some.slice(0, 6);
     if (!shown.length || each.severity === "ok") return "";
     return h("p", { class: "athanor-small-pictures" }, shown.map((file) => h("img", { src: athanor.url(`data/thumbnail?${new URLSearchParams({ folder, file })}`),
-      alt: file, title: file, loading: "lazy", onerror: (event) => event.currentTarget.remove() })), each.pictures.length > shown.length ? h("small", {}, t("and {0} more", each.pictures.length - shown.length)) : "");
+      alt: file, title: file, loading: "lazy", onerror: (event) => event.currentTarget.remove() })), some.length > shown.length ? h("small", {}, t("and {0} more", some.length - shown.length)) : "");
   }
 
   async function start() {

@@ -82,7 +82,7 @@
     const h = athanor.h, seen = form.seen, place = form.parts.seen;
     if (!seen) return athanor.fill(place);
     if (seen.refused) return athanor.fill(place, athanor.problems(seen.refused), allow(form, changed, seen.refused));
-    const shown = seen.pictures.slice(0, SHOWN);
+    const shown = seen.pictures.filter((card) => !card.problems.includes("broken")).slice(0, SHOWN);
     const captioned = seen.pictures.filter((card) => card.caption).length;
     const address = (file) => athanor.url(`data/thumbnail?${new URLSearchParams({ folder: seen.folder, file })}`);
     return athanor.fill(place, h("div", { class: "athanor-strip" }, shown.map((card) => h("img", { src: address(card.file), alt: card.caption || card.file, title: card.caption || card.file, loading: "lazy" })),

@@ -54,8 +54,8 @@
       const said = whole(known, text.slice(0, end));
       if (said) return said + (end < text.length ? between(said) + each(known, text.slice(end + 1)) : "");
     }
-    const labelled = /^([^:]{1,200}): (.+)$/s.exec(text), rest = labelled && whole(known, labelled[2]);
-    if (rest) return `${labelled[1]}: ${rest}`;
+    const labelled = /^([^:]{1,200}): (.+)$/s.exec(text), rest = labelled && (whole(known, labelled[2]) || value(known, labelled[2]));
+    if (rest && rest !== labelled[2]) return `${labelled[1]}: ${rest}`;
     const first = ends[0];
     return first < text.length ? `${text.slice(0, first)} ${each(known, text.slice(first + 1))}` : text;
   }

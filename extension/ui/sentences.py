@@ -29,6 +29,8 @@ PHRASES = (
     # what a run is doing
     "loading", "pictures read", "pictures prepared", "encoding captions", "texts", "drawing class pictures",
     "looking at pictures", "drawing the verdict sheet",
+    # of pictures and folders
+    "it is not a picture that can be read, or it is damaged", "for regularisation", "to train on",
     # why nobody attaches, and how a device is shared
     "DreamBooth changes the model's own weights, so it trains a copy", "the WebUI has another model loaded",
     "pictures of the class are drawn first, with a copy",
@@ -46,7 +48,8 @@ PHRASES = (
 
 INSIDE = (
     "{0} pictures", "{0} captions", "{0} caption files", "{0} buckets", "{0} tokens", "{0} files", "{0} mask files",
-    "{0} and {1} more", "continued from step {0}", "epsilon prediction", "v prediction",
+    "{0} and {1} more", "it is damaged or cut short ({0})", "continued from step {0}", "epsilon prediction",
+    "v prediction",
     "memory cannot be shared between processes on {0}", "by the signal {0}", "with exit status {0}",
     "batches of {0} became {1} times {2}, added up",
 )  # fmt: skip

@@ -23,7 +23,7 @@ from server import Server
 
 BROWSER = os.environ.get("ATHANOR_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
 PICTURES = Path(__file__).resolve().parents[2] / "assets" / "pictures" / "basketball" / "train"
-STEPS = {"a1111": 30, "forge": 2}
+STEPS = {"a1111": 20, "forge": 2}
 NAME = "zwx-ball"
 
 
