@@ -8,7 +8,10 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -231,7 +234,7 @@ def _train(job: Job, run: RunFolder, world: World, resuming: bool) -> int:
                 return _run_loop(job, run, world, events, display, resuming)
         except StopAsked:
             _tell(events, "stopped", step=state.newest_step(run.states))
-            display.line(f"Stopped before the first step; go on with: python -m trainers resume {run.path}")
+            display.line(f"Stopped before the first step; go on with: {_to_resume(run)}")
             return STOPPED
         except InputError as error:
             cause = error.__cause__
@@ -268,10 +271,16 @@ def _run_loop(job: Job, run: RunFolder, world: World, events: EventLog, display:
     with _signals(loop.ask_to_stop):
         outcome = loop.run()
     if outcome == "stopped":
-        display.line(f"Stopped after step {loop.counters.step}; go on with: python -m trainers resume {run.path}")
+        display.line(f"Stopped after step {loop.counters.step}; go on with: {_to_resume(run)}")
         return STOPPED
     display.line(f"Done: {run.result(job)}")
     return DONE
+
+
+def _to_resume(run: RunFolder) -> str:
+    """The command that goes on with a run, from any folder and with any Python on the path."""
+    words = [sys.executable, "-m", "trainers", "resume", str(run.path.absolute())]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _tell_changes(job: Job, run: RunFolder, events: EventLog, display: Display, resuming: bool) -> None:
