@@ -204,6 +204,8 @@
       refusal.textContent = athanor.t(refusal.textContent);
     }
     const root = document.getElementById("athanor");
+    const prose = root && root.closest(".prose"); // gradio's looks for text: margins, borders and colours of everything in it
+    if (prose) prose.classList.remove("prose");
     if (root && !root.querySelector(".athanor-tabs") && isWhole()) build(root);
   }
 
