@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -204,3 +205,14 @@ def test_options_recipes_and_bases(client, workshop):
         assert client.post(f"{V1}/recipes/compose", json={**body, **wrong}).status_code == 422
     assert client.get(f"{V1}/bases").json()["bases"][0]["loaded"]
     assert client.get(f"{V1}/me").json()["local"]
+
+
+def test_a_word_is_drawn_with_the_loaded_model(client, workshop):
+    assert client.post(f"{V1}/bases/draw", json={"prompt": "ball"}).status_code == 422  # nothing draws here
+    asked = []
+    workshop.draw = lambda drawing: asked.append(drawing) or Image.new("RGB", (8, 8), "red")
+    assert client.get(f"{V1}/bases").json()["can_draw"]
+    picture = client.post(f"{V1}/bases/draw", json={"prompt": "ball", "seed": 43}).json()["picture"]
+    kind, _, encoded = picture.partition(",")
+    assert kind == "data:image/png;base64" and Image.open(io.BytesIO(base64.b64decode(encoded))).size == (8, 8)
+    assert (asked[0].prompt, asked[0].seed, asked[0].files) == ("ball", 43, {})

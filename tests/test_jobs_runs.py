@@ -215,3 +215,13 @@ def test_reasons():
     assert "access violation" in reasons.interrupted(0xC0000005, "", [])[0]
     assert "resumed" in reasons.interrupted(None, "", [])[0]
     assert sys.platform == "win32" or Identity.of(2**22 + 5) is None
+
+
+def test_the_time_that_is_left_is_an_estimate_until_ten_steps_of_this_attempt_were_timed():
+    told = Summary()
+    for step in range(1, 11):
+        assert not told.eta_measured
+        told.take({"event": "step", "step": step, "steps": 20, "seconds": 1.0, "eta": 20.0 - step})
+    assert told.eta_measured
+    told.take({"event": "launched"})
+    assert not told.eta_measured
