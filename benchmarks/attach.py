@@ -1,6 +1,7 @@
 """Training on another process's CUDA memory: what it costs, that nothing is lost, and that everything comes back.
 
-    python benchmarks/attach.py [--widths 320 640 1280 1280] [--device cuda]
+    python benchmarks/attach.py --quick                      (under a minute: mapping, a killed trainer, a killed host)
+    python benchmarks/attach.py [--widths 320 640 1280 1280] [--parts attach killed over host] [--device cuda]
 
 One process draws as a WebUI does (the embedded host without its page), over a random model of SD1.5's size in
 float16. Trainers are processes of their own, started by the queue. Shown: memory of the card beside the host, with a
@@ -8,7 +9,7 @@ trainer that attached and with one that loaded the file; that pictures stay the 
 apart; that the memory comes back after a trainer was killed, and after a hand-over; what happens when the host is
 killed.
 
-`--device cpu --side 64` with narrow widths tries the script itself.
+`--quick --device cpu --side 64` tries the script itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+BEGAN = time.monotonic()
+if __name__ == "__main__" and "--host" not in sys.argv:
+    # On a fresh machine a trainer's modules come slowly from the disk; another core fetches them meanwhile.
+    subprocess.Popen([sys.executable, "-c", "import trainers.running, trainers.methods.lora"], cwd=ROOT)
 
 import torch  # noqa: E402
 from training_helpers import events_of, make_pictures  # noqa: E402
@@ -42,11 +47,13 @@ from extension.jobs.manager import Jobs  # noqa: E402
 
 MIB = 2**20
 CHECKS = ["amount", "quality", "buckets", "sameness", "dose", "rate", "learning"]
+QUICK = {"widths": [64, 128, 192, 192], "context": 256, "vae": (64, 64, 128, 128)}
+SAID_EVERY = 5.0
 ENDED = ("done", "failed", "stopped", "interrupted")
 
 
-def make_base(path: Path, widths: list[int], device: str) -> Path:
-    """A random model of these widths with SD1.5's text encoder and autoencoder, in float16."""
+def make_base(path: Path, widths: list[int], device: str, context: int = 768, vae=(128, 256, 512, 512)) -> Path:
+    """A random model of these widths in float16, by default with SD1.5's text encoder and autoencoder."""
     from tiny_models import _text_config, _unet_config, _vae_config
 
     from trainers.bases import build, export
@@ -54,9 +61,9 @@ def make_base(path: Path, widths: list[int], device: str) -> Path:
 
     family = FAMILIES["sd1"]
     modules = [
-        build.make_unet(_unet_config(family, tuple(widths), 768)),
-        build.make_text_encoder(_text_config(family.text_encoders[0], 768, 49408), False),
-        build.make_vae(_vae_config(family.latent_scale, (128, 256, 512, 512), 2)),
+        build.make_unet(_unet_config(family, tuple(widths), context)),
+        build.make_text_encoder(_text_config(family.text_encoders[0], context, 49408), False),
+        build.make_vae(_vae_config(family.latent_scale, vae, 2)),
     ]
     torch.manual_seed(0)
     for module in modules:
@@ -70,7 +77,8 @@ def make_base(path: Path, widths: list[int], device: str) -> Path:
     for module in modules:
         module.cpu()
     return_memory(torch.device(device))  # what they took must not count as the host's
-    export.save_single_file(base, path, torch.float16)
+    # A processor computes in float16 many times slower.
+    export.save_single_file(base, path, torch.float16 if device == "cuda" else torch.float32)
     return path
 
 
@@ -85,7 +93,9 @@ class Bench:
         import diffusers  # where it was carried to, trainers have to find it too
 
         paths = (ROOT, Path(diffusers.__file__).parents[1])
-        environment = Environment(Path(sys.executable), paths=paths, variables={"OMP_NUM_THREADS": "4"})
+        environment = Environment(
+            Path(sys.executable), paths=paths, variables={"OMP_NUM_THREADS": "4" if device == "cuda" else "1"}
+        )
         self.jobs = Jobs(folder / "runs", environment, auto_device="cuda:0" if device == "cuda" else device)
         self.jobs.borrow_from(EmbeddedLender(self.studio, environment))
         self.studio.turn = self.jobs.turns.drawing
@@ -109,12 +119,15 @@ class Bench:
         return self.jobs.runs / name
 
     def until(self, name: str, done: Callable[[Any], Any], seconds: float = 120) -> Any:
-        end = time.monotonic() + seconds
+        end, told = time.monotonic() + seconds, time.monotonic()
         while time.monotonic() < end:
             self.jobs.supervisor.look()
             view = self.jobs.one(name)
             if done(view):
                 return view
+            if time.monotonic() - told > SAID_EVERY:
+                told = time.monotonic()
+                say(what="waiting", run=name, state=view.state, doing=view.doing, step=view.step)
             if view.state in ENDED:
                 raise SystemExit(f"{name}: {view.state} {view.problems} {view.notes}\n" + "\n".join(view.log[-15:]))
             time.sleep(0.05)
@@ -142,7 +155,8 @@ def apart(first: Path, second: Path) -> float:
 
 
 def say(**facts: Any) -> None:
-    print(json.dumps(facts, ensure_ascii=False, default=str), flush=True)
+    clock = {"clock": round(time.monotonic() - BEGAN, 1)}
+    print(json.dumps({**clock, **facts}, ensure_ascii=False, default=str), flush=True)
 
 
 def measure(bench: Bench, steps: int) -> None:
@@ -172,6 +186,8 @@ def killed(bench: Bench) -> None:
     drawn, host = bench.draw(), bench.used()
     run = bench.submit("killed", 5000, "attach")
     view = bench.until("killed", lambda view: view.step >= 6)
+    say(what="attached", told=view.sharing, card_grew_mib=bench.used() - host, same_picture=bench.draw() == drawn,
+        notes=view.notes)  # fmt: skip
     process = json.loads((run / "process.json").read_text())["pid"]
     os.kill(process, signal.SIGKILL)
     while bench.jobs.one("killed").state == "training":
@@ -220,28 +236,40 @@ def host_killed(folder: Path, device: str, side: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs=4, default=[320, 640, 1280, 1280])
+    parser.add_argument("--quick", action="store_true", help="a small model, and what only a card can answer")
+    parser.add_argument("--parts", nargs="+", choices=["attach", "killed", "over", "host"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--host", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    say(what="begin", torch=torch.__version__, device=options.device)
     if options.host:
         bench = Bench(options.host, options.device, options.side)
         bench.submit("orphan", 5000, "attach", state_every=1000)
         bench.until("orphan", lambda view: False, 300)
+    parts = options.parts or (["killed", "host"] if options.quick else ["attach", "killed", "over", "host"])
     with tempfile.TemporaryDirectory() as made:
-        folder, began = Path(made), time.monotonic()
-        make_base(folder / "base.safetensors", options.widths, options.device)
+        folder = Path(made)
+        model = QUICK if options.quick else {"widths": options.widths}
+        make_base(folder / "base.safetensors", device=options.device, **model)
         make_pictures(folder / "pictures", 6, side=options.side)
-        say(what="setup", torch=torch.__version__, seconds=round(time.monotonic() - began, 1))
+        say(what="the model is made", mib=(folder / "base.safetensors").stat().st_size // MIB)
         bench = Bench(folder, options.device, options.side)
-        for part in (lambda: measure(bench, options.steps), lambda: killed(bench), lambda: handed_over(bench)):
-            part()
-            say(what="clock", seconds=round(time.monotonic() - began, 1))
-        bench.studio.model.close()
-        return_memory(bench.device)
-        host_killed(folder, options.device, options.side)
-        say(what="clock", seconds=round(time.monotonic() - began, 1))
+        say(what="the host has loaded it")
+        known = {"attach": lambda: measure(bench, options.steps), "killed": lambda: killed(bench),
+                 "over": lambda: handed_over(bench)}  # fmt: skip
+        try:
+            for part in [part for part in parts if part in known]:
+                known[part]()
+            if "host" in parts:
+                bench.studio.model.close()
+                return_memory(bench.device)
+                host_killed(folder, options.device, options.side)
+        finally:
+            for run in (folder / "runs").glob("[!.]*"):
+                bench.jobs.supervisor.kill(run)
+        say(what="done")
 
 
 if __name__ == "__main__":

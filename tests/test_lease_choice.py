@@ -186,12 +186,29 @@ def test_sharing_is_tried_once_with_a_process_of_the_trainers(monkeypatch):
     monkeypatch.setattr(lease, "_tried", {})
     ours = Environment(Path(sys.executable), variables={"OMP_NUM_THREADS": "1"})
     assert lease.trial(ours, torch.device("cpu")) == ""
-    assert lease.trial(replace(ours, python=Path("/nowhere/python")), torch.device("cpu")) == ""  # known already
+    with monkeypatch.context() as inner:
+        inner.setattr(lease, "_tried_with", lambda *given: pytest.fail("it is known already"))
+        assert lease.trial(ours, torch.device("cpu")) == ""
     lease._tried.clear()
     monkeypatch.setattr(lease.Shared, "description", lambda self: {"storages": [], "components": {}})
     assert "trial of sharing memory failed (KeyError" in lease.trial(ours, torch.device("cpu"))
     lease._tried.clear()
     assert "FileNotFoundError" in lease.trial(replace(ours, python=Path("/nowhere/python")), torch.device("cpu"))
+
+
+def test_another_torch_is_told_before_anything_is_lent(monkeypatch, base):
+    """What is known of a card stands in its way from then on: the model is handed over, or both keep a copy."""
+    told = "a trial of sharing memory failed (the WebUI has torch 2.1.2 and the trainers have 2.13.0)"
+    monkeypatch.setattr(lease, "_tried", {("cpu", "python"): told})
+    problem = lease.tensors_problem({"unet": ("ldm", {"a": torch.zeros(2)})})
+    assert problem == told
+    choice = choose(job(base), "cuda:0", Holding(base, "cuda:0", 2**31, problem), lambda: TOO_MUCH)
+    assert choice.mode == HAND_OVER and "torch 2.1.2" in choice.reason
+    asked = []
+    monkeypatch.setattr(lease, "trial", lambda environment, device: asked.append(str(device)))
+    for held in (Holding(base, "cuda:1", 1), Holding(base, "cpu", 1), Holding(base, "cuda:0", 1, "no"), None):
+        lease.try_first(Environment(), held)
+    assert asked == ["cuda:1"]
 
 
 def test_models_that_cannot_be_shared(monkeypatch):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import tiny_modules
 
-from trainers.bases import export
+from trainers.bases import export, live_trial
 from trainers.bases.detect import inspect_base
-from trainers.bases.live import CannotAttach, live_base
+from trainers.bases.live import CannotAttach, live_base, read_description
 from trainers.bases.loader import load_base
 from trainers.bases.text import encode_prompts
 from trainers.engine.attached import compute_over
 from trainers.formats.families import FAMILIES
-from trainers.formats.live_tensors import Shared
+from trainers.formats.live_tensors import Mapped, Shared
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared on Linux only")
 
@@ -80,6 +82,45 @@ def test_a_base_in_another_format_is_computed_over_in_place(tiny_base):
         answers.append((hidden.detach(), out.detach(), latent.grad))
     assert answers[0][0].dtype == torch.float32
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(*answers, strict=True))
+
+
+def test_a_card_that_is_not_the_hosts_is_refused(monkeypatch, tmp_path):
+    """CUDA's handles cannot be made here, so a description of them is."""
+    ours, cards = (
+        torch.__version__.partition("+")[0],
+        [SimpleNamespace(name="One", uuid="1"), SimpleNamespace(name="Two", uuid="2")],
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: cards[device.index])
+    file = tmp_path / "host_tensors.json"
+    storages = [{"kind": "cuda", "handle": [1, {"bytes": ""}]}, {"kind": "cuda", "handle": []}]
+    described = {"version": 1, "torch": ours, "card": "Two 2", "components": {}, "storages": storages}
+
+    def why(**changes):
+        file.write_text(json.dumps({**described, **changes}))
+        try:
+            read_description(file)
+        except CannotAttach as reason:
+            return str(reason)
+        return ""
+
+    assert why() == ""
+    assert "number the graphics cards differently" in why(card="One 1")
+    assert "torch 2.1.2 and the trainers have" in why(torch="2.1.2")
+    assert why(storages=[], torch="2.1.2") == ""  # nothing of a card is in it
+    cards.pop()
+    assert "do not see the graphics card" in why()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "do not see the graphics card" in why()
+    assert live_trial.main(str(file)) == 1
+
+
+def test_an_empty_storage_is_made_anew(tmp_path):
+    shared = Shared({"unet": ("ldm", {"none": torch.zeros(0, 4), "some": torch.ones(2)})})
+    found = Mapped(json.loads(json.dumps(shared.description()))).tensors("unet", ["none", "some"])
+    assert found["none"].shape == (0, 4) and found["some"].tolist() == [1, 1]
+    shared.release()
 
 
 def test_what_is_not_the_files_model_is_refused(tiny_base):

@@ -9,9 +9,9 @@ import pytest
 from jobs_helpers import until, values
 
 from extension.jobs import less_memory
-from extension.jobs.lease import HAND_OVER, RECORD, SIDE_BY_SIDE
+from extension.jobs.lease import ATTACH, HAND_OVER, RECORD, SIDE_BY_SIDE
 from trainers import errors, spec
-from trainers.events import read_events
+from trainers.events import EventLog, read_events
 
 
 def _ended(jobs, **changes):
@@ -116,6 +116,19 @@ def test_memory_behind_another_exception_is_seen():
     except errors.InputError as error:
         assert errors.is_out_of_memory(error) and not errors.is_out_of_memory(errors.InputError("x"))
     assert errors.is_out_of_memory(OSError(errno.ENOMEM, "")) and not errors.is_out_of_memory(None)
+
+
+def test_a_run_that_could_not_attach_has_the_webui_make_room(tmp_path):
+    (tmp_path / "job.yaml").write_text(spec.to_yaml(spec.parse(values(device="cuda"))))
+    (tmp_path / RECORD).write_text(json.dumps({"mode": ATTACH}))
+    events = EventLog(tmp_path / "events.jsonl")
+    events.emit("launched")
+    events.emit("start", steps=5)
+    assert less_memory.reduce(tmp_path) == "the WebUI makes room"
+    events.emit("launched")
+    events.emit("attached", kind="cuda")
+    events.emit("start", steps=5)
+    assert less_memory.reduce(tmp_path) == "gradient checkpointing was turned on"
 
 
 def test_a_run_that_was_never_accepted_is_not_reduced(tmp_path):

@@ -100,6 +100,7 @@ class A1111Lender:
 
     def export(self, manifest: Path, about: Mapping[str, Any]) -> Lent:
         """Shares the tensors once the host's own loader has taken off what it merged, and that is seen to be so."""
+        lease.try_first(self.environment, self.holding())
         with self.idle():
             sd_model = self.plugin.host.raw_model()
             family = self.family(sd_model) if sd_model is not None else None

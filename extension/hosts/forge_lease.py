@@ -45,6 +45,7 @@ class PatcherLender(A1111Lender):
 
     def export(self, manifest: Path, about: Mapping[str, Any]) -> Lent:
         """Shares the tensors; the UNet is brought onto the card first, where it is wanted."""
+        lease.try_first(self.environment, self.holding())
         with self.idle():
             engine = self.plugin.host.raw_model()
             if engine is None:

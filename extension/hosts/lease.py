@@ -18,7 +18,7 @@ import torch
 
 from extension.jobs.environment import ROOT, Environment
 from extension.jobs.files import write_json
-from extension.jobs.lease import CannotLend
+from extension.jobs.lease import CannotLend, Holding
 from trainers.formats import safetensors_io
 from trainers.formats.families import FAMILIES, Family
 from trainers.formats.live_tensors import Shared
@@ -85,7 +85,8 @@ def tensors_problem(components: Components) -> str:
     unet = {tensor.device for tensor in components["unet"][1].values()}
     if len(unet) > 1:
         return "a part of the WebUI's model is moved out of the card's memory"
-    problems = (system_problem(kind) for kind in {tensor.device.type for tensor in tensors})
+    problems = [system_problem(kind) for kind in {tensor.device.type for tensor in tensors}]
+    problems += [problem for (card, _), problem in _tried.items() if card in map(str, unet)]
     return next(filter(None, problems), "")
 
 
@@ -100,22 +101,30 @@ def room_problem(components: Components) -> str:
 
 
 _TRIAL_SECONDS = 120.0
-_tried: dict[str, str] = {}
+_tried: dict[tuple[str, str], str] = {}
+"""What trials came to, by device and the trainers' Python."""
+
+
+def try_first(environment: Environment, held: Holding | None) -> None:
+    """Has sharing a card tried before anything waits for it: nobody can draw while a model is exported."""
+    if held is not None and not held.problem and held.device.startswith("cuda"):
+        trial(environment, torch.device(held.device))
 
 
 def trial(environment: Environment, device: torch.device) -> str:
     """Has a process of the trainers map a few numbers of ours and compute with them; why that failed, as a clause, or
-    "". Done once for each device, as it takes as long as starting a trainer."""
-    if str(device) not in _tried:
+    "". Done once for each device and Python of the trainers, as it takes as long as starting a trainer."""
+    key = str(device), " ".join(environment.interpreter())
+    if key not in _tried:
         numbers = torch.arange(4096, dtype=torch.float32, device=device)
         shared = Shared({"trial": ("ldm", {"numbers": numbers})})
         try:
             with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
                 write_json(Path(folder) / "trial.json", shared.description())
-                _tried[str(device)] = _tried_with(environment, Path(folder) / "trial.json")
+                _tried[key] = _tried_with(environment, Path(folder) / "trial.json")
         finally:
             shared.release()
-    return _tried[str(device)]
+    return _tried[key]
 
 
 def _tried_with(environment: Environment, file: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from extension.jobs.files import read_json, write_text
-from extension.jobs.lease import HAND_OVER, SIDE_BY_SIDE, read_record
+from extension.jobs.lease import ATTACH, HAND_OVER, SIDE_BY_SIDE, read_record
 from extension.jobs.reasons import is_out_of_memory, log_tail
 from trainers import spec
 from trainers.errors import InputError
@@ -117,7 +117,10 @@ def reduce(run: Path) -> str:
     begun = max((number for number, event in enumerate(events) if event["event"] == "launched"), default=0)
     trains = any(event["event"] == "start" for event in events[begun:])
     steps = next((event.get("steps") for event in reversed(events) if event["event"] == "start"), None)
-    found = smaller_job(job, str(read_record(run).get("mode", "")), trains, steps)
+    mode = str(read_record(run).get("mode", ""))
+    if mode == ATTACH and not any(event["event"] == "attached" for event in events[begun:]):
+        mode = SIDE_BY_SIDE  # it could not be, so the trainer had a copy of its own
+    found = smaller_job(job, mode, trains, steps)
     if found is None:
         return ""
     smaller, done = found

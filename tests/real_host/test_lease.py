@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from a1111_fixtures import BASE, FLAGS
 from kinds import write
+from patcher_fixtures import FLAGS as PATCHER_FLAGS
 from server import PROMPT, Server
 from training_helpers import make_pictures
 
@@ -22,7 +23,7 @@ from trainers.formats import safetensors_io
 
 MIB = 2**20
 OURS = "athanor-lease-test"
-FORGE_FLAGS = ("--nowebui", "--always-cpu", "--all-in-fp32", "--skip-torch-cuda-test", "--no-hashing")
+FORGE_FLAGS = (*PATCHER_FLAGS, "--nowebui")
 CHECKS = ["amount", "quality", "buckets", "sameness", "dose", "rate", "learning", "captions", "trigger"]
 
 

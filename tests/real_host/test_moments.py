@@ -1,7 +1,8 @@
 """What comes of a run in a real WebUI: drawn with while it trains, put where the WebUI looks, drawn by name, a grid;
 and a run that outlives the WebUI, and its own trainer.
 
-Works against AUTOMATIC1111 and Forge. The trainers are those of this checkout (`ATHANOR_PYTHON` names another Python).
+Works against AUTOMATIC1111, Forge and reForge. The trainers are those of this checkout (`ATHANOR_PYTHON` names another
+Python).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import pytest
 from a1111_fixtures import BASE, FLAGS
+from patcher_fixtures import FLAGS as PATCHER_FLAGS
 from server import PROMPT, Server
 from training_helpers import make_pictures
 
 NAME = "athanor-moments-test"
-FORGE_FLAGS = ("--nowebui", "--always-cpu", "--all-in-fp32", "--skip-torch-cuda-test", "--no-hashing")
+FORGE_FLAGS = (*PATCHER_FLAGS, "--nowebui")
 FORGE_BASE = "athanor-random-sd15.safetensors"
 CHECKS = ["amount", "quality", "buckets", "sameness", "dose", "rate", "learning", "captions", "trigger"]
 SMALL = {"steps": 2, "width": 64, "height": 64}
@@ -42,7 +44,7 @@ class Host:
             "resolution": 64, "steps": 80, "rank": 4, "learning_rate": 0.01, "device": "cpu", "threads": 1,
             "gpu_sharing": "side_by_side", "override_checks": CHECKS, "verdict": False, "sample_steps": 1, **changes,
         }  # fmt: skip
-        return self.server.post("/athanor/v1/jobs", {"job": job})["id"]
+        return self.server.post("/athanor/v1/jobs", {"job": {k: v for k, v in job.items() if v is not None}})["id"]
 
     def run(self, run_id: str) -> dict:
         return self.server.get(f"/athanor/v1/jobs/{run_id}")
@@ -121,6 +123,24 @@ def test_from_live_to_published_to_drawn_by_name(host):
     while not listed() and time.monotonic() < end:
         time.sleep(0.5)
     assert listed(), "the WebUI's own list does not know the file"
+
+
+@pytest.mark.parametrize("method", ["textual_inversion", "hypernetwork"])
+def test_what_is_no_lora_is_drawn_with_while_it_trains(host, method):
+    plain = host.draw("")
+    more = {"rank": None, "trigger": None, "name": "zkwx", "learning_rate": 0.05}
+    run = host.train(method=method, steps=400, **more)
+    host.until(run, lambda now: now["state"] == "training" and now["step"] >= 2)
+    tag = host.server.post(f"/athanor/v1/jobs/{run}/live")["tag"]
+    early = host.draw(tag)
+    step = host.run(run)["live"]["step"]
+    host.until(run, lambda now: now["step"] >= step + 5)
+    late = host.draw(tag)
+    host.server.post(f"/athanor/v1/jobs/{run}/stop_now")
+    assert early.away_from(plain) > 0 and late.away_from(early) > 0, (tag, late.infotext)
+    assert "its file is used" not in late.infotext and host.draw("").away_from(plain) == 0
+    host.until(run, lambda now: now["state"] == "stopped")
+    shutil.rmtree(host.webui / "athanor" / "runs" / run)
 
 
 def test_trained_again_under_the_same_name_it_takes_effect_at_once(host):

@@ -20,7 +20,7 @@ from trainers.bases.detect import BaseInfo
 from trainers.bases.source import Source
 from trainers.errors import InputError
 from trainers.formats.families import FAMILIES, Family
-from trainers.formats.live_tensors import VERSION, Mapped
+from trainers.formats.live_tensors import VERSION, Mapped, cards_problem
 from trainers.formats.safetensors_io import TensorInfo
 
 _FILE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
@@ -98,19 +98,18 @@ def read_description(path: Path) -> dict[str, Any]:
     """What a host wrote about its tensors.
 
     Raises:
-        CannotAttach: it cannot be read, or another version of torch wrote CUDA handles.
+        CannotAttach: it cannot be read, another version of torch wrote CUDA handles, or the card is not to be seen.
     """
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {each["kind"] for each in description["storages"]}
-        version = description["version"]
+        version, storages = description["version"], description["storages"]
     except (OSError, ValueError, KeyError, TypeError):
         raise CannotAttach("what the WebUI wrote about its model cannot be read") from None
     if version != VERSION:
         raise CannotAttach("the WebUI runs another version of Athanor")
-    ours = torch.__version__.partition("+")[0]
-    if "cuda" in kinds and description.get("torch") != ours:
-        raise CannotAttach(f"the WebUI has torch {description.get('torch')} and the trainers have {ours}")
+    problem = cards_problem(description) if storages else ""
+    if problem:
+        raise CannotAttach(problem)
     return description
 
 

@@ -12,14 +12,19 @@ from pathlib import Path
 
 import torch
 
-from trainers.formats.live_tensors import Mapped
+from trainers.formats.live_tensors import Mapped, cards_problem
 
 COMPONENT, NAME, COUNT = "trial", "numbers", 4096
 
 
 def main(file: str) -> int:
     """0 where the numbers are what they should be, and a gradient goes through them."""
-    numbers = Mapped(json.loads(Path(file).read_text(encoding="utf-8"))).tensors(COMPONENT, [NAME])[NAME]
+    description = json.loads(Path(file).read_text(encoding="utf-8"))
+    problem = cards_problem(description)
+    if problem:
+        print(problem, file=sys.stderr)
+        return 1
+    numbers = Mapped(description).tensors(COMPONENT, [NAME])[NAME]
     if not torch.equal(numbers.cpu(), torch.arange(COUNT, dtype=torch.float32)):
         print("the numbers that were read are others", file=sys.stderr)
         return 1

@@ -4,10 +4,12 @@ On the CPU storages move into shared memory, on CUDA their handles are given awa
 stay what they are, and nothing is copied for the one who maps. The description is JSON:
 
     {"version": 1, "torch": "2.11.0", "host": {"pid": 1, "started": "…"}, "checkpoint": "…", "vae_file": "",
-     "storages": [{"kind": "cpu", "handle": […]}, {"kind": "cuda", "handle": […]}],
+     "card": "NVIDIA H100 GPU-1234…", "storages": [{"kind": "cpu", "handle": […]}, {"kind": "cuda", "handle": […]}],
      "components": {"unet": {"naming": "ldm", "tensors": {"NAME": [storage, dtype, shape, stride, offset]}}}}
 
-A handle's bytes are written as `{"bytes": base64}`. `naming` is "ldm" (a single file's names) or "diffusers".
+A handle's bytes are written as `{"bytes": base64}`; an empty storage has no handle. What a CUDA handle is differs
+between versions of torch, and its first number is the card's place in the owner's list. `naming` is "ldm" (a single
+file's names) or "diffusers".
 """
 
 from __future__ import annotations
@@ -32,8 +34,31 @@ def _decoded(value: Any) -> Any:
     return base64.b64decode(value["bytes"]) if isinstance(value, Mapping) else value
 
 
+def card_name(device: torch.device) -> str:
+    """What tells a card from the others, however they are numbered in a process."""
+    about = torch.cuda.get_device_properties(device)
+    return f"{about.name} {getattr(about, 'uuid', '') or about.total_memory}"
+
+
+def cards_problem(description: Mapping[str, Any]) -> str:
+    """Why this process cannot reach the graphics card that a description is of, as a clause; "" where it can."""
+    places = {each["handle"][0] for each in description["storages"] if each["kind"] == "cuda" and each["handle"]}
+    if not places:
+        return ""
+    ours = torch.__version__.partition("+")[0]
+    if description.get("torch") != ours:
+        return f"the WebUI has torch {description.get('torch')} and the trainers have {ours}"
+    if not torch.cuda.is_available() or max(places) >= torch.cuda.device_count():
+        return "the trainers do not see the graphics card that the WebUI draws on"
+    if card_name(torch.device("cuda", min(places))) != description.get("card"):
+        return "the WebUI and the trainers number the graphics cards differently (CUDA_VISIBLE_DEVICES)"
+    return ""
+
+
 def _share(storage: torch.UntypedStorage) -> dict[str, Any]:
     kind = storage.device.type
+    if not storage.nbytes():
+        return {"kind": kind, "handle": []}
     handle = storage._share_cuda_() if kind == "cuda" else storage._share_filename_cpu_()
     return {"kind": kind, "handle": [_encoded(value) for value in handle]}
 
@@ -89,6 +114,7 @@ class Shared:
         """What is written for the other process."""
         return {
             "version": VERSION, "torch": torch.__version__.partition("+")[0], **more,
+            **({"card": card_name(self.card)} if self.card else {}),
             "storages": self._handles, "components": self._described,
         }  # fmt: skip
 
@@ -98,7 +124,7 @@ class Shared:
         torch counts, in memory that both sides see, who still reads a CUDA storage, and never gives it back while one
         does. A process that was killed has not counted itself out, so this does it for it.
         """
-        cuda = [each for each in self._handles if each["kind"] == "cuda"]
+        cuda = [each for each in self._handles if each["kind"] == "cuda" and each["handle"]]
         for each in cuda:
             file, place = (_decoded(value) for value in each["handle"][_CUDA_COUNTER])
             torch.UntypedStorage._release_ipc_counter_cuda(file, place)
@@ -109,6 +135,8 @@ class Shared:
 
 def _mapped_storage(given: Mapping[str, Any]) -> torch.UntypedStorage:
     handle = [_decoded(value) for value in given["handle"]]
+    if not handle:
+        return torch.UntypedStorage(0, device=given["kind"])
     if given["kind"] == "cuda":
         torch.cuda.init()
         return torch.UntypedStorage._new_shared_cuda(*handle)

@@ -35,6 +35,7 @@ class EmbeddedLender:
 
     def export(self, manifest: Path, about: Mapping[str, Any]) -> Lent:
         """Shares the tensors. Adapters are injected beside the layers, so they are the file's at every time."""
+        lease.try_first(self.environment, self.holding())
         with self.studio.lock:
             if not self.studio.model.in_memory:
                 raise CannotLend("the model was just freed")
