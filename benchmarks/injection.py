@@ -4,7 +4,8 @@
 
 The UNet has random weights and is called directly; nothing else runs. Printed are
   - from tag to first step: reading the file, laying out the bank, attaching, and what the first step takes longer than
-    the next one with the same adapter; with the memory that is held afterwards;
+    the next one with the same adapter; with the memory that is held afterwards. At 64 px, because none of it depends on
+    the picture, and the chance in one long step would hide it;
   - seconds per step (batch 2) with 0, 1, 4 and 8 LoRAs of rank 16, one LoHa, the merged copy, and PEFT. Every variant
     has a turn in every round, so a busy machine is busy for all; medians over the rounds, and the median of the ratio
     to "no adapter" in the same round.
@@ -89,12 +90,8 @@ class Bench:
         widths, context = ((32, 64, 96, 96), 64) if options.quick else ((320, 640, 1280, 1280), 768)
         self.device, dtype = options.device, getattr(torch, options.dtype)
         self.unet = make_unet(widths, context, self.device, dtype)
-        side = options.size // 8
-        self.inputs = {
-            "sample": torch.randn(2, 4, side, side, dtype=dtype, device=self.device),
-            "timestep": torch.full((2,), 300, device=self.device),
-            "encoder_hidden_states": torch.randn(2, 77, context, dtype=dtype, device=self.device),
-        }
+        self.context, self.dtype = context, dtype
+        self.inputs = self.inputs_of(options.size)
         self.files = AdapterFiles()
         self.loras = [folder / f"lora{index}.safetensors" for index in range(FILES)]
         for index, path in enumerate(self.loras):
@@ -106,6 +103,15 @@ class Bench:
         self.p = Processing()
         numbers = sum(v.numel() for k, v in lora_tensors(self.unet, 0).items() if not k.endswith("alpha"))
         self.file_bytes = numbers * dtype.itemsize
+
+    def inputs_of(self, size: int) -> dict[str, torch.Tensor]:
+        """What the UNet is called with for two pictures of `size` pixels."""
+        shape = (2, 4, size // 8, size // 8)
+        return {
+            "sample": torch.randn(shape, dtype=self.dtype, device=self.device),
+            "timestep": torch.full((2,), 300, device=self.device),
+            "encoder_hidden_states": torch.randn(2, 77, self.context, dtype=self.dtype, device=self.device),
+        }
 
     def wait(self) -> None:
         if self.device.startswith("cuda"):
@@ -153,13 +159,14 @@ def first_uses(bench: Bench, rounds: int) -> dict[str, dict[str, float]]:
         ("merged copy", lambda: bench.begin([other], merged=True)),
     ]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name, _ in cases}
+    bench.inputs = bench.inputs_of(64)
     for _ in range(rounds):
         bench.injection.detach()
         bench.step()
         before = held(bench)
         for name, begin in cases:
             seconds = begin()
-            first, usual = bench.step(), min(bench.step() for _ in range(2))
+            first, usual = bench.step(), min(bench.step() for _ in range(3))
             rows[name].append(
                 {
                     "begin_s": seconds,
@@ -192,12 +199,13 @@ def per_step(bench: Bench, variants: dict[str, Callable[[], None]], rounds: int)
     """Seconds of each variant (median), and its time over that of "no adapter" in the same round (median)."""
     plain = bench.unet
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, set_up in variants.items():
             bench.unet = plain
             set_up()
             bench.step()
             times[name].append(min(bench.step() for _ in range(bench.steps)))
+            print(f"round {turn + 1} of {rounds}: {name}: {times[name][-1]:.4f} s", file=sys.stderr, flush=True)
     bench.unet = plain
     bench.injection.detach()
     return {
