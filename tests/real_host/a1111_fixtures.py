@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kinds import KINDS, write
+from kinds import KINDS, copy_given, write
 from older_methods import write_older
 from server import Server
 
@@ -44,9 +44,10 @@ def state(webui, a1111_folders):
 
 
 @pytest.fixture(scope="session")
-def adapters(webui, a1111_folders, state):
+def adapters(webui, a1111_folders, state, given_files):
     """An adapter of every kind, and a file of each older method, there before the servers start."""
     older = write_older(webui, state)
+    copy_given(given_files, a1111_folders)
     yield {kind: write(a1111_folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
     for file in older:
         file.unlink()

@@ -24,6 +24,7 @@ from a1111_fixtures import (  # noqa: E402, F401
     servers,
     state,
 )
+from host_fixtures import hosts  # noqa: E402, F401
 from patcher_fixtures import (  # noqa: E402, F401
     patcher_adapters,
     patcher_folders,
@@ -36,7 +37,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("real WebUI")
     group.addoption("--webui", help="folder of an installed WebUI to run the tests in tests/real_host against")
     group.addoption("--pictures", help="folder that test_installed.py writes pictures of the page to")
-    group.addoption("--files", help="folder of adapters (and embeddings/) for the embedded base, to compare too")
+    group.addoption("--files", help="folder that make_files.py made for the test checkpoint, to compare too")
     group.addoption("--python", help="the Python that runs that WebUI (that of this process)")
 
 
@@ -65,6 +66,13 @@ def webui(request) -> Path:
         settings.unlink(missing_ok=True)
     if not present:
         (folder / "extensions" / "athanor").unlink()
+
+
+@pytest.fixture(scope="session")
+def given_files(request) -> Path | None:
+    """The folder behind --files."""
+    folder = _option(request, "--files")
+    return Path(folder) if folder else None
 
 
 @pytest.fixture(scope="session")

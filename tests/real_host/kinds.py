@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -214,3 +215,14 @@ def write(path: Path, kind: str, state: dict[str, Tensor], seed: int = 0, family
     safetensors_io.save(temporary, tensors, {})
     temporary.replace(path)
     return path
+
+
+def copy_given(source: Path | None, folders: dict[str, Path]) -> None:
+    """Puts the files that `make_files.py` made into a WebUI's folders: Forge looks for embeddings only at its start."""
+    for path in source.rglob("*.safetensors") if source is not None else ():
+        kind = path.relative_to(source).parts[0]
+        if kind == "embeddings":
+            shutil.copyfile(path, folders["embedding"] / path.name)
+        elif kind in (path.name, "reference"):
+            ending = "_reference" if kind == "reference" else ""
+            shutil.copyfile(path, folders["lora"] / f"{path.stem}{ending}.safetensors")

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kinds import KINDS, write
+from kinds import KINDS, copy_given, write
+from older_methods import write_older
 from server import PROMPT, Drawn, Server
 
 from trainers.formats import safetensors_io
@@ -19,9 +20,8 @@ FLAGS = (
     *("--skip-version-check", "--no-hashing", "--no-download-sd-model", "--server-name", "127.0.0.1"),
 )
 BASE = "athanor-random-sd15.safetensors"
-# What Forge's own loader reads; it knows neither OFT and BOFT nor (IA)3, nor norm layers of text encoders.
+# What Forge's and reForge's loaders read: neither OFT and BOFT nor (IA)3, nor norm layers of text encoders.
 THEIRS = ("lora", "locon", "tucker", "loha", "lokr", "lokr_full", "dora", "glora", "full", "full_bias")
-OF_OURS_ONLY = tuple(kind for kind in KINDS if kind not in THEIRS)
 SMALL = {"steps": 2, "width": 64, "height": 64}
 
 
@@ -57,9 +57,13 @@ def patcher_state(webui, patcher_folders, host_python, which_webui):
 
 
 @pytest.fixture(scope="session")
-def patcher_adapters(patcher_folders, patcher_state):
-    """An adapter of every kind, there before the servers start."""
-    return {kind: write(patcher_folders["lora"] / f"k_{kind}.safetensors", kind, patcher_state) for kind in KINDS}
+def patcher_adapters(webui, patcher_folders, patcher_state, given_files):
+    """An adapter of every kind, and a file of each older method, there before the servers start."""
+    older = write_older(webui, patcher_state)
+    copy_given(given_files, patcher_folders)
+    yield {kind: write(patcher_folders["lora"] / f"k_{kind}.safetensors", kind, patcher_state) for kind in KINDS}
+    for file in older:
+        file.unlink()
 
 
 class Drawing:
@@ -90,8 +94,3 @@ def patcher_servers(webui, host_python, patcher_adapters, neighbours, tmp_path_f
     finally:
         for server in made:
             server.stop()
-
-
-def tag(kind: str, weight: float = 0.7, more: str = "") -> str:
-    """A prompt with one adapter of this kind."""
-    return f"{PROMPT} <lora:k_{kind}:{weight}{more}>"

@@ -60,6 +60,11 @@ def started(demo, app):
         plain = {name: getattr(sys.modules.get(name), "WHOSE", None) for name in ("extension", "trainers")}
         return {"checksum": checksum(), "traces": traces(), "lora": lora, "packages": plain}
 
+    @app.post("/neighbour/reload")
+    def reload(body: dict):
+        shared.opts.disabled_extensions = body["disabled"]
+        shared.state.request_restart()
+
     @app.get("/neighbour/seen")
     def seen():
         found = {"checksums": list(dict.fromkeys(SEEN)), "inside": list(INSIDE)}
@@ -73,7 +78,7 @@ def step(params):
     if "(checksum)" in prompt:
         SEEN.append(checksum())
     if "(trouble)" in prompt and params.denoiser.step == 2:
-        params.x = None
+        params.x = params.text_cond = None  # reForge goes on with the latents that it has
 
 
 script_callbacks.on_app_started(started)
