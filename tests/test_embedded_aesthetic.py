@@ -94,7 +94,8 @@ def test_is_the_published_formula(studio):
 
 
 def test_acts_on_its_own_prompt_and_leaves_nothing(studio):
-    before, plain = checksum(studio), one(studio, "a red star")
+    plain = one(studio, "a red star")  # transformers puts hooks of its own on a text model when it is first called
+    before = checksum(studio)
     acting = one(studio, "a red star <aesthetic:glow:1:lr=1e-2>")
     negative = one(studio, "a red star", negative_prompt="<aesthetic:glow:1:lr=1e-2>")
     assert apart(acting, plain) > 8 and apart(negative, plain) > 8 and apart(acting, negative) > 8
@@ -105,6 +106,10 @@ def test_acts_on_its_own_prompt_and_leaves_nothing(studio):
     assert apart(both, acting) > 0 and apart(both, one(studio, "a red star <lora:words:1>")) > 0
     halves = "".join(f"<aesthetic:glow:1:lr=1e-2:mask={side}>" for side in ("left", "right"))
     assert apart(one(studio, f"a red star {halves}"), acting) <= 1
+    studio.library.aesthetic_files._known.clear()
+    studio.model.conditioner._kept.clear()
+    with torch.inference_mode():  # as Forge draws: the file is read under it too
+        assert apart(one(studio, "a red star <aesthetic:glow:1:lr=1e-2>"), acting) <= 1
     assert apart(one(studio, "a red star"), plain) == 0 and checksum(studio) == before
 
 

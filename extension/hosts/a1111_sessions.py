@@ -109,6 +109,12 @@ class Sessions:
             return
         self._begin(p, wanted, hires)
 
+    def drawn(self, p: Any) -> None:
+        """A batch is drawn and its infotext not written yet: what layers said while they ran belongs there."""
+        session = self._of(p)
+        if session is not None:
+            self._note(p, session)
+
     def deactivate(self, p: Any) -> None:
         """The generation of `p` ends."""
         session = self._of(p)

@@ -133,6 +133,10 @@ class Plugin:
             problems = a1111_embeddings.problems_of_named(texts, self.library.embeddings, model)
             a1111_infotext.add_notes(p, problems)
 
+    def drawn(self, p: Any) -> None:
+        """A batch is drawn; its infotext is written next."""
+        self.sessions.drawn(p)
+
     def after(self, p: Any) -> None:
         """A job is done; one without tags was not ended by the host."""
         p.__dict__.pop("get_conds_with_caching", None)
@@ -232,6 +236,9 @@ def _script_class(plugin: Plugin) -> type:
 
         def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
             plugin.before_batch(p)
+
+        def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+            plugin.drawn(p)
 
         def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
             plugin.after(p)

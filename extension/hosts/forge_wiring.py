@@ -32,8 +32,9 @@ class ForgePlugin(a1111_wiring.Plugin):
         if stores.feed(self.host.raw_model(), model, self.library.embeddings.all()):
             forget_encoded_prompts(p)
 
-    def encoded(self, p: Any) -> None:
-        """A batch's prompts are encoded: Forge has noted which embeddings they used, by name only."""
+    def drawn(self, p: Any) -> None:
+        """Also says which embeddings the prompts used: Forge has noted them by name only."""
+        super().drawn(p)
         if not self.ownership.held or not self.host.option("textual_inversion_add_hashes_to_infotext", True):
             return
         names = p.extra_generation_params.get("TI") or ""
@@ -44,23 +45,6 @@ class ForgePlugin(a1111_wiring.Plugin):
             p.extra_generation_params["TI hashes"] = text
 
 
-_PLUGINS: list[ForgePlugin] = []
-
-
-def _make(host: Any) -> ForgePlugin:
-    _PLUGINS.append(ForgePlugin(host))
-    return _PLUGINS[0]
-
-
 def wire(host: Any) -> type:
     """Registers our callbacks for this load of the scripts; returns the class of our always-on script."""
-    made = a1111_wiring.wire(host, _make)
-    plugin = _PLUGINS[0]
-
-    class AthanorScript(made):
-        """AUTOMATIC1111's, which also looks at each batch after its prompts are encoded."""
-
-        def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            plugin.encoded(p)
-
-    return AthanorScript
+    return a1111_wiring.wire(host, ForgePlugin)

@@ -213,15 +213,16 @@ class AestheticAttachment(Attachment):
         self, use: AestheticUse, projection: Tensor, module: nn.Module, ids: Tensor, seen: Tensor, kwargs: dict
     ) -> Any:
         """What the copy makes of one row [1, 77] after its steps."""
-        # Tensors made under inference mode take no part in a gradient; clones made outside of it do.
+        # Tensors made under inference mode take no part in a gradient, and in Forge whole generations run under it, the
+        # reading of files included; clones made outside of it do.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(ids.device.type, enabled=False):
             copy = {
                 name: parameter.detach().clone().float().requires_grad_()
                 for name, parameter in module.named_parameters()
                 if "embeddings." not in name and "text_projection" not in name and parameter.is_floating_point()
             }
-            target = use.embedding.embedding.to(ids.device)
-            projection = projection.to(ids.device)
+            target = use.embedding.embedding.to(ids.device).clone()
+            projection = projection.to(ids.device).clone()
             last = ids[0].argmax().item()  # the end of the text, the highest number of the vocabulary
             optimizer = torch.optim.Adam(copy.values(), lr=use.lr)
             self._shown = seen.clone().float()

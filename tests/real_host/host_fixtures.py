@@ -71,6 +71,7 @@ class Hosts:
 
     def model(self) -> dict:
         """What a neighbour sees of the model: its weights' checksum, hooks, and who answers to tags."""
+        self.ours()  # Forge loads its model for the first picture
         return self.ours.server.get("/neighbour/model")
 
     @contextlib.contextmanager
