@@ -11,7 +11,8 @@ Two questions are asked apart. *Recipes*: the learning options of a preset for r
 field's usual defaults as they are (AdamW 1e-4, rank 16, alpha 1 or 16, constant, no weighting). *Methods*: all of them
 with rates that suit this tiny base, so only their order says something. `--add "name: option=value ..."` tries others:
 `--add "plus: like=lora lora_plus=8"`. With `--at-once` several run side by side and their seconds count that. With
-`--work FOLDER` what was ended there before is not run again, so that a benchmark that was stopped goes on.
+`--work FOLDER` what was ended there before is not run again, so that a benchmark that was stopped goes on; with
+`--until-reached` runs end where the error is reached, and the last columns say how it was then.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
     shared = {**COMMON, "device": args.device, "cache_dir": work / "cache"}
     if args.tiny:
         shared.update(steps=4, validate_every=2, validation_draws=1)
-    write_known(work / "known", 48)
+    if not (work / "known").exists():
+        write_known(work / "known", 48)
     began, found = time.time(), []
     first = {**shared, **FIELD, "steps": 1, "validate_every": 0, "validation_draws": 1}
     cache = trainer_run("cache", first.pop("method"), first, work / "cache-run")
@@ -223,6 +225,8 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]], work: P
                 values.update(steps=args.steps)
             runs.append(trainer_run(name, values.pop("method"), values, work / f"{name}-{seed}", seed=seed))
     for run in runs:
+        if args.until_reached:
+            run.enough = lambda run: any(m["loss"] <= args.target * m["base_loss"] for m in run.kinds("validation"))
         if run.recall():
             found.append(read_run(run, args.target))
     runs = [run for run in runs if run.status is None]
@@ -253,6 +257,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--seconds", type=float, help="end after this time with what there is")
+    parser.add_argument("--until-reached", action="store_true", help="end each run as soon as the error is reached")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs there, and go on from those")
     parser.add_argument("--tiny", action="store_true", help="four steps each, to try this script out")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Run:
         folder: where its events.jsonl appears.
         facts: what the caller wants to find again with the result.
         same_job: its folder, where there is one already, is that of the same job.
+        enough: asked after new events whether it may be ended.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Run:
     status: int | None = None
     peak_rss: int = 0
     same_job: bool = False
+    enough: Callable[[Run], bool] | None = None
     _process: subprocess.Popen | None = field(default=None, repr=False)
     _read: int = 0
 
@@ -82,9 +84,11 @@ class Run:
     def recall(self) -> bool:
         """Takes the events of an earlier time, where the same job ended well in a folder that was kept."""
         new, read = read_events(self.folder / "events.jsonl", 0) if self.same_job and self.folder.exists() else ([], 0)
-        if not any(event["event"] == "done" for event in new):
+        self.events, self._read = new, read
+        if not self.kinds("done") and not (self.enough and self.enough(self)):
+            self.events, self._read = [], 0
             return False
-        self.events, self._read, self.status, self.state = new, read, 0, ENDED
+        self.status, self.state = 0, ENDED
         return True
 
     def begin(self) -> None:
@@ -106,6 +110,9 @@ class Run:
             self.state = max(self.state, ENDING)
         if status is not None:
             self.status, self.state, self.ended = status, ENDED, time.time()
+        elif new and self.enough and self.enough(self):
+            self.kill()
+            self.status, self.state, self.ended = 0, ENDED, time.time()
         else:
             self.peak_rss = max(self.peak_rss, _resident(self._process.pid))
 

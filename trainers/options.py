@@ -84,6 +84,7 @@ FIELDS: tuple[Field, ...] = (
     Field("class_pictures", "int", 0, "How many pictures of the class there should be; missing ones are drawn by the model before training.", DATA, minimum=0, maximum=100000),
     Field("prior_weight", "float", 1.0, "Weight of the loss on the regularisation pictures.", DATA, minimum=0, maximum=100),
     Field("prior_target", "choice", "noise", "What the regularisation pictures hold the model to: the pictures themselves (noise), or what the untrained model makes of them (base; closer to the base, one more pass for them).", DATA, choices=("noise", "base")),
+    Field("kept_word", "text", "", "An ordinary word for what is taught, such as toy: each picture is shown once more with it in the trigger's place and held to what the untrained model makes of it (prior_target base), so that only the trigger learns. Half of each batch.", DATA, methods=_ADAPTER + _NETWORK),
     Field("masks", "choice", "none", "Train only on the unmasked part: from the picture's alpha channel or -masklabel.png files.", DATA, choices=("none", "alpha", "files", "auto")),
     Field("unmasked_weight", "float", 0.0, "Weight of the loss outside the mask.", DATA, minimum=0, maximum=1),
     Field("cache_dir", "path", None, "Where prepared pictures are kept; empty means beside the data.", DATA, optional=True),
@@ -268,6 +269,8 @@ def _loop_problems(job: Job) -> Iterator[str]:
         yield f"timestep_min: {job.timestep_min} is above timestep_max ({job.timestep_max})."
     if job.bucket_min > job.bucket_max:
         yield f"bucket_min: {job.bucket_min} is above bucket_max ({job.bucket_max})."
+    if job.get("kept_word") and job.prior_target != "base":
+        yield "kept_word: holds the model to what it was, so prior_target has to be base; set that, or leave kept_word empty."
     if job.debiased and job.min_snr_gamma:
         yield "debiased: cannot be used together with min_snr_gamma; set min_snr_gamma to 0."
     if job.zero_terminal_snr and job.prediction == "epsilon":

@@ -52,7 +52,7 @@ class Taught:
         small = SMALL if self.small and options["method"] == "dreambooth" else {}
         known = {option.name for option in fields_for(options["method"])}
         job = spec.parse({key: value for key, value in {**values, **small}.items() if key in known | {"method", "run"}})
-        run = self.work / f"run-{name}"
+        run = self.work / f"{options['method']}-{name}"
         assert running.start(job, run) == 0
         results = [path for path in run.glob(f"{name}.*") if path.suffix in (".safetensors", ".pt")]
         self.placed += [self.put(path, folder) for path in results]

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainers.buckets import Placement, geometry, place
 from trainers.data.dataset import split_validation
+from trainers.data.kept import kept_pictures
 from trainers.data.picture import Picture
 from trainers.data.scan import Scan
 from trainers.looks import Looks
@@ -116,7 +117,8 @@ def job_facts(job: Job, scans: Mapping[str, Scan], info: Any, plan: Any) -> JobF
     batch_size = int(training.options.get("batch_size", job.batch_size))
     shown = sum(picture.repeats for picture in taught)
     # An epoch shows as many regularisation pictures as others.
-    has_regularisation = "regularisation_data" in scans or any(each.is_regularisation for each in training.pictures)
+    known = [*training.pictures, *kept_pictures(taught, job)]
+    has_regularisation = "regularisation_data" in scans or any(each.is_regularisation for each in known)
     per_epoch = shown * 2 if has_regularisation else shown
     per_step = batch_size * job.gradient_accumulation
     steps = job.steps or job.epochs * math.ceil(per_epoch / per_step)

@@ -23,13 +23,18 @@ def tags_of(caption: str) -> list[str]:
     return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
 
 
+def word_pattern(word: str) -> str:
+    """A pattern for the word by itself; in scripts without blanks, wherever it stands."""
+    return rf"(?<!\w){re.escape(word)}(?!\w)" if word.isascii() else re.escape(word)
+
+
 def has_trigger(caption: str, trigger: str) -> bool:
     """Whether the word stands in the caption by itself, in any case."""
-    pattern = rf"(?<!\w){re.escape(trigger)}(?!\w)" if trigger.isascii() else re.escape(trigger)
-    return re.search(pattern, caption, re.IGNORECASE) is not None
+    return re.search(word_pattern(trigger), caption, re.IGNORECASE) is not None
 
 
-def _written(picture: Picture) -> str:
+def written(picture: Picture) -> str:
+    """The caption with its prefix and suffix, without trigger word."""
     options = picture.options
     return " ".join(part for part in (options.prefix, picture.caption, options.suffix) if part)
 
@@ -38,14 +43,14 @@ def _trigger_for(picture: Picture, job: Job) -> str:
     """The word that stands for what this picture shows: one of several concepts where its caption names it."""
     if picture.is_regularisation:
         return ""
-    written = _written(picture)
-    named = (word for word in concepts_of(job) if has_trigger(written, word))
+    said = written(picture)
+    named = (word for word in concepts_of(job) if has_trigger(said, word))
     return next(named, job.trigger.strip())
 
 
 def plain_caption(picture: Picture, job: Job) -> str:
     """The caption with prefix, suffix and trigger word, unshuffled; regularisation pictures get no trigger word."""
-    return _with_trigger(_written(picture), _trigger_for(picture, job))
+    return _with_trigger(written(picture), _trigger_for(picture, job))
 
 
 def _with_trigger(caption: str, trigger: str) -> str:
@@ -98,12 +103,12 @@ def template_lines(path: str) -> tuple[str, ...]:
 
 def _shuffled(picture: Picture, variant: int | str, job: Job, trigger: str | None = None) -> str:
     trigger = _trigger_for(picture, job) if trigger is None else trigger
-    caption = _with_trigger(_written(picture), trigger)
+    caption = _with_trigger(written(picture), trigger)
     if not varies(picture):
         return caption
     options, tags = picture.options, tags_of(caption)
     fixed = options.keep_tokens
-    if trigger and not has_trigger(_written(picture), trigger):
+    if trigger and not has_trigger(written(picture), trigger):
         fixed += len(tags_of(trigger))  # put in front by us, so it does not count as one of the person's tags
     elif trigger and tags and has_trigger(tags[0], trigger):
         fixed = max(fixed, 1)

@@ -12,6 +12,7 @@ from trainers.buckets import Placement, geometry, place, ratio_error
 from trainers.data import captions
 from trainers.data.cache import Entries, cache_places, cache_root
 from trainers.data.index import FileIndex
+from trainers.data.kept import kept_pictures
 from trainers.data.latents import Cut, LatentStore, centre_cut, cuts_of
 from trainers.data.order import Sample, batches_per_epoch, epoch_batches
 from trainers.data.picture import Picture, Skipped, counted, first_few
@@ -299,6 +300,7 @@ def prepare(
     pictures, held_out = training.pictures, scans.held_out
     if not job.validation_data:
         pictures, held_out = split_validation(pictures, job)
+    pictures = [*pictures, *kept_pictures(pictures, job)]
     if job.find_best and not held_out:
         notes.append(
             f"Overfitting cannot be measured: with fewer than {FEWEST_TO_HOLD_OUT} pictures, all are trained on."
