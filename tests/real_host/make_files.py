@@ -26,7 +26,7 @@ from trainers.formats import safetensors_io  # noqa: E402
 from trainers.formats.sites import all_sites, component_sites  # noqa: E402
 
 TRAINED = {
-    "trained_lora": {"kind": "lora", "conv_rank": 4},
+    "trained_lora": {"kind": "lora"},
     "trained_loha": {"kind": "loha"},
     "trained_lokr": {"kind": "lokr"},
     "trained_dora": {"kind": "dora"},
@@ -94,11 +94,11 @@ def write_lycoris(checkpoint: Path, folder: Path) -> None:
         tensors, full = {}, {}
         sites = convolutions if "tucker" in kind or "locon" in kind else list(all_sites(base.family))
         for site in sites[::every]:
-            layer = module_for(base, site)
             try:
+                layer = module_for(base, site)
                 module = _module(kind, site.name, layer)
-            except ValueError:
-                continue  # a width of which BOFT's blocks cannot be made
+            except (LookupError, ValueError):
+                continue  # a layer that this model has not, or a width of which BOFT's blocks cannot be made
             tensors |= {f"{site.name}.{name}": value.contiguous() for name, value in _tensors(module).items()}
             if referenced:
                 with torch.no_grad():
