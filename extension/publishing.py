@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import filecmp
+import logging
 import os
 import shutil
 import time
@@ -24,6 +26,8 @@ from trainers.options import name_problem
 FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 RECORD = "published.json"
 _LARGE = 1 << 29
+_SECONDS_BETWEEN_TRIES = 60.0
+_log = logging.getLogger(__name__)
 
 
 def publish(workshop: Workshop, run_id: str, file: str = "", name: str = "", replace: bool = False) -> dict[str, Any]:
@@ -59,9 +63,15 @@ def publish(workshop: Workshop, run_id: str, file: str = "", name: str = "", rep
             moved(workshop, method_of(source, made.method), target.stem, None)  # whichever run had it there
         _put(workshop, made, source, target)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+        raise InputError(_why_not(folder, error)) from None
     workshop.changed(method_of(source, made.method))
     return _told(workshop, made, source, target, copied=True)
+
+
+def _why_not(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{folder}: the disk is full, so the file stays with its run; free some room and press “Use this”."
+    return f"{folder}: cannot be written ({error.strerror or error})."
 
 
 def _source(workshop: Workshop, made: RunView, file: str) -> Path:
@@ -170,18 +180,26 @@ class Publisher:
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
         self._seen: set[str] = set()
+        self._later: dict[str, float] = {}
 
     def look(self) -> None:
         """One look over the runs; each run that has ended is looked at once."""
         for run in run_folders(self._workshop.jobs.runs):
             if run.name in self._seen or not (run / "ended.json").exists():
                 continue
+            if self._later.get(run.name, 0.0) > time.monotonic():
+                continue
             made = self._workshop.jobs.one(run.name)
             if made.state in view.AT_WORK or made.state in view.RESUMABLE or made.state == view.QUEUED:
                 continue
-            self._seen.add(run.name)
-            if made.wants_publishing and not (run / RECORD).exists():
-                self._publish(run, made)
+            try:
+                if made.wants_publishing and not (run / RECORD).exists():
+                    self._publish(run, made)
+            except OSError:  # the disk has no room even for the note that it has none
+                self._later[run.name] = time.monotonic() + _SECONDS_BETWEEN_TRIES
+                _log.warning("Athanor could not note what became of the file of %s", run.name, exc_info=True)
+            else:
+                self._seen.add(run.name)
 
     def _publish(self, run: Path, made: RunView) -> None:
         try:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
+import json
 import os
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 from jobs_helpers import fake_jobs, kill_all, look_until, until, values
 from PIL import Image
 
@@ -15,6 +19,7 @@ fastapi = pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
 
+from extension import publishing  # noqa: E402
 from extension.api import add_routes  # noqa: E402
 from extension.recipes import Base  # noqa: E402
 from extension.workshop import Workshop  # noqa: E402
@@ -95,6 +100,58 @@ def test_a_result_is_put_where_the_host_looks(client, workshop, job, tmp_path):
     assert client.post(f"{V1}/jobs/ball/publish", json={"name": "../x", "replace": True}).status_code == 422
     for file in ("../ball/job.yaml", "job.yaml", "/etc/passwd"):
         assert client.post(f"{V1}/jobs/ball/publish", json={"file": file}).status_code == 422
+
+
+def test_a_full_disk_leaves_the_file_with_its_run(client, workshop, job, tmp_path, monkeypatch):
+    client.post(f"{V1}/jobs", json={"job": {**job, "publish": True}})
+    look_until(workshop.jobs, "ball", "done")
+    workshop.results = lambda method: tmp_path / "Lora"
+    publisher = publishing.Publisher(workshop)
+
+    def half(source, target):
+        Path(target).write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(publishing.shutil, "copyfile", half)
+        refused = client.post(f"{V1}/jobs/ball/publish", json={})
+        assert refused.status_code == 422 and "the disk is full" in refused.json()["problems"][0]
+        assert list((tmp_path / "Lora").iterdir()) == [] and (workshop.jobs.runs / "ball/ball.safetensors").is_file()
+        full.setattr(publishing, "write_json", lambda *given: half(None, tmp_path / "y"))
+        publisher.look()  # not even a note of it can be written
+    assert client.get(f"{V1}/jobs/ball").json()["published"] is None
+    monkeypatch.setattr(publishing.time, "monotonic", lambda: 1e12)  # a while later there is room
+    publisher.look()
+    assert client.get(f"{V1}/jobs/ball").json()["published"]["name"] == "ball"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "../../x"}, {"name": "a\0b"}, {"name": "x" * 5000}, {"name": {"a": 1}}, {"rank": 1e400}, {"rank": -1},
+        {"rank": float("nan")}, {"steps": 10**30}, {"steps": "9" * 5000}, {"seed": True}, {"trigger": ["a"]},
+        {"method": "__class__"}, {"method": ["lora"]}, {"comment": {"$ref": "x"}}, {"sample_prompts": "a" * 10},
+        {"block_lrs": [[1]]}, {"override_checks": [{"a": 1}]}, {"device": "cuda:0; rm -rf /"}, {"run": "x"},
+        {"run": {"host_clip_skip": "x", "session_id": 5}}, {"optimizer_args": ["__import__=os"]},
+        {"data": "/etc"}, {"base": "file:///etc/passwd"}, {"init_from": "/etc/passwd"}, {"cache_dir": "/tmp"},
+        {"vae": "\\\\host\\share"}, {"template": "~root/.ssh/id_rsa"}, {"<script>": 1}, {"": 1}, {"__proto__": {}},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)  # fmt: skip
+def test_hostile_values_end_in_sentences_or_in_an_ordinary_job(client, workshop, job, changes):
+    """Whatever is sent: no fault of ours, nothing outside the runs, and what is accepted reads back as plain YAML."""
+    body = json.dumps({"job": {**job, **changes}})
+    answer = client.post(f"{V1}/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (200, 400, 422), answer.text[:300]
+    again = client.post(f"{V1}/job/write", content=body, headers={"Content-Type": "application/json"})
+    assert again.status_code in (200, 400, 422), again.text[:300]
+    runs = list(workshop.jobs.runs.glob("[!.]*"))
+    assert len(runs) == (1 if answer.status_code == 200 else 0)
+    if runs:
+        assert runs[0].resolve().parent == workshop.jobs.runs.resolve()
+        written = (runs[0] / "request.yaml").read_text(encoding="utf-8")
+        assert "!!python" not in written and yaml.safe_load(written)["name"]
+        assert "session_id" not in yaml.safe_load(written).get("run", {})
 
 
 def test_a_result_is_put_there_by_itself_where_that_was_asked_for(client, workshop, job, tmp_path):

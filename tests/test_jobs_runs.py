@@ -16,6 +16,7 @@ from extension.jobs.manager import Jobs
 from extension.jobs.processes import Identity
 from extension.jobs.run_files import Attempt, living_process
 from extension.jobs.view import Summary, thinned
+from trainers.engine.lock import RunLock, process_start
 from trainers.errors import InputError
 
 LONG = "pause=0.03"
@@ -143,6 +144,46 @@ def test_a_trainer_from_a_command_line_is_seen(jobs):
     assert jobs.one("by hand").state == "preparing"
     os.utime(run / "run.lock", (1, 1))  # written long before the process of this number began
     assert jobs.one("by hand").state == "stopped"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a lock tells only the number")
+def test_a_clock_that_is_set_and_a_number_that_is_used_again_change_nothing(jobs):
+    run = jobs.runs / "by hand"
+    run.mkdir(parents=True)
+    (run / "job.yaml").write_text("method: lora\nname: by hand\n")
+    lock = run / "run.lock"
+    with RunLock(run):
+        os.utime(lock, (1, 1))  # the clock was set forward since
+        assert jobs.one("by hand").state == "preparing"
+        os.utime(lock, (2**33, 2**33))
+        assert jobs.one("by hand").state == "preparing"
+    lock.write_text(f"{os.getpid()}\n{process_start(os.getpid()).replace('/', '/1')}\n")  # another one had the number
+    os.utime(lock, (2**33, 2**33))
+    assert jobs.one("by hand").state == "stopped" and living_process(run) is None
+    lock.write_text("what is this?\n")
+    assert living_process(run) is None
+
+
+def test_a_run_whose_folder_is_taken_away_ends_and_the_queue_goes_on(jobs, tmp_path):
+    jobs.submit(values("gone", steps=500, comment=LONG))
+    look_until(jobs, "gone", "training")
+    jobs.submit(values("next", steps=2))
+    os.rename(jobs.runs / "gone", tmp_path / "elsewhere")
+    look_until(jobs, "next", "done")
+    assert [view.id for view in jobs.all()] == ["next"] and not (jobs.runs / "gone").exists()
+
+
+def test_a_long_list_of_runs_reads_no_logs_and_copies_no_series(jobs, monkeypatch):
+    for name in ("one", "two"):
+        jobs.submit(values(name, steps=3))
+        look_until(jobs, name, "done")
+    monkeypatch.setattr(reasons, "log_tail", lambda *given: pytest.fail("a log was read"))
+    listed = [view.as_dict(brief=True) for view in jobs.all()]
+    assert [each["id"] for each in listed] == ["two", "one"] and not {"losses", "log", "plan"} & listed[0].keys()
+    monkeypatch.undo()
+    (jobs.runs / "one" / "log.txt").write_text("done\n")
+    view = jobs.one("one")
+    assert view.log == ["done"] and view.as_dict()["samples"] is view.samples
 
 
 def test_deleted_runs_lie_in_the_trash_and_come_back(jobs):

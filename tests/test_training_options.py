@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,19 @@ def test_sample_pictures_that_do_not_fit_are_left_out(train, monkeypatch):
     assert [event["text"] for event in events_of(folder, "note") if "sample pictures" in event["text"]] == [
         "The memory did not suffice for drawing sample pictures; the training goes on without them."
     ]
+
+
+def test_a_run_whose_folder_is_gone_ends_and_makes_no_new_one(train, monkeypatch, tmp_path):
+    real = loops.micro_step
+
+    def take_away(session, index):
+        if index == 1:
+            shutil.rmtree(session.folder.path)
+        return real(session, index)
+
+    monkeypatch.setattr(loops, "micro_step", take_away)
+    code, folder = train(steps=5, state_every=1)
+    assert code == 1 and not folder.exists()
 
 
 def test_a_torn_last_state_is_never_current(tmp_path):

@@ -12,6 +12,7 @@ import runpy
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from extension.jobs.files import locked, write_json
@@ -64,7 +65,8 @@ def work(run: Path, key: str, program: str) -> int:
             print(leaving.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
-    write_json(run / "ended.json", ended_record(key, code))
+    with suppress(FileNotFoundError):  # the run's folder was taken away meanwhile
+        write_json(run / "ended.json", ended_record(key, code))
     return code
 
 

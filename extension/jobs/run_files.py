@@ -101,14 +101,18 @@ def living_process(run: Path) -> Identity | None:
 
 
 def _holder_of_lock(run: Path) -> Identity | None:
-    """The trainer that a person started from a command line: it wrote its number into run.lock."""
+    """The trainer that a person started from a command line: it wrote its number and its start into run.lock."""
     lock = run / "run.lock"
     try:
-        pid, written = int(lock.read_text(encoding="utf-8").strip() or 0), lock.stat().st_mtime
+        pid, started, *_ = [*lock.read_text(encoding="utf-8").split(), "0", ""]
+        pid, written = int(pid), lock.stat().st_mtime
     except (OSError, ValueError):
         return None
     if pid <= 0 or ((run / "ended.json").exists() and (run / "ended.json").stat().st_mtime >= written):
         return None
+    if "/" in started:  # the clock may have been set since; a boot and the moment since cannot
+        found = Identity(pid, started)
+        return found if found.is_alive else None
     return Identity.of(pid) if was_running(pid, written) else None
 
 

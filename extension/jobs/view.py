@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ ACTIONS = {
 """What can be asked of a run in each state."""
 
 _LONGEST_SERIES = 1000
+_LONG = ("losses", "validations", "notes", "plan", "log")
+"""What a list of runs does without."""
 
 
 @dataclass
@@ -119,11 +121,11 @@ class RunView:
             since: only losses of later steps, where `generation` is the client's and still the same.
             brief: without series, samples, plan and log, as a list of runs needs it.
         """
-        content = asdict(self)
+        left_out = _LONG if brief else ()
+        # Not `asdict`, which copies every value of every series: a list of runs is asked for each second.
+        content = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in left_out}
         if brief:
-            for name in ("losses", "validations", "notes", "plan", "log"):
-                del content[name]
-            content["samples"] = content["samples"][-1:]
+            content["samples"] = self.samples[-1:]
             return content
         known = since if generation == self.generation else -1
         content["losses"] = thinned([each for each in self.losses if each[0] > known])

@@ -65,17 +65,17 @@ class Watcher:
         self._lock = threading.Lock()
 
     def all(self) -> list[RunView]:
-        """Every run: what works first, then what waits, then the newest."""
+        """Every run, without its log: what works first, then what waits, then the newest."""
         places = {run: index for index, (_, run) in enumerate(waiting(self.runs), 1)}
         folders = list(run_folders(self.runs))
         with self._lock:
             for gone in set(self._followed) - {run.name for run in folders}:
                 del self._followed[gone]
-        views = [self.one(run, places) for run in folders if _is_run(run)]
+        views = [self.one(run, places, log=False) for run in folders if _is_run(run)]
         return sorted(views, key=_order)
 
-    def one(self, run: Path, places: dict[Path, int] | None = None) -> RunView:
-        """One run."""
+    def one(self, run: Path, places: dict[Path, int] | None = None, log: bool = True) -> RunView:
+        """One run; `log`: with the end of what its trainers printed."""
         if places is None:
             places = {each: index for index, (_, each) in enumerate(waiting(self.runs), 1)}
         # In this order: a process that has ended before the events are read has written all of them.
@@ -85,6 +85,7 @@ class Watcher:
             followed = self._followed.setdefault(run.name, _Followed())
             followed.read(run)
             made = _known(run, followed)
+            made.log = reasons.log_tail(run / "log.txt") if log else []
             outcome, failures = followed.summary.outcome, list(followed.summary.failures)
             is_training = followed.summary.is_training
         made.place = places.get(run) if ticket else None
@@ -133,7 +134,7 @@ def _known(run: Path, followed: _Followed) -> RunView:
         samples=samples, outputs=outputs, notes=list(told.notes), plan=dict(told.plan),
         live=told.live, best=told.best, verdict=told.verdict if _has(run, told.verdict) else None,
         wants_publishing=bool(job.get("publish")), published=read_json(run / "published.json"),
-        log=reasons.log_tail(run / "log.txt"), generation=told.generation,
+        generation=told.generation,
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ class Shared:
 
     def kill(self, run_id: str) -> None:
         """Ends the trainer as the system does that has no memory left."""
-        pid = int((self.runs / run_id / "run.lock").read_text())
+        pid = int((self.runs / run_id / "run.lock").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
         manifest = self.runs / run_id / "host_tensors.json"
         end = time.monotonic() + 30

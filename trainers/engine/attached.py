@@ -8,7 +8,6 @@ count only for the attempt that they were written for, so a run that is resumed 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import nn
 from trainers.bases.detect import BaseInfo
 from trainers.bases.live import CannotAttach, LiveBase, live_base, read_description
 from trainers.engine.frozen import freeze_module_weights, thaw
+from trainers.engine.lock import process_start
 from trainers.formats.families import FAMILIES
 from trainers.formats.live_tensors import FILE_NAME
 
@@ -64,14 +64,8 @@ def read_lease(run: Path) -> Lease:
 def is_alive(host: tuple[int, str]) -> bool:
     """Whether the process lives; its start tells it from another one that got its number later."""
     pid, started = host
-    if not sys.platform.startswith("linux"):
-        return True  # nothing is attached there
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return False
-    return fields[0] not in "ZX" and f"{boot}/{fields[19]}" == started
+    found = process_start(pid)
+    return found in ("", started)  # "": nothing is attached where starts are not told
 
 
 class HostGone(Exception):

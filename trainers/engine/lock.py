@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from trainers.errors import InputError
 
 
+def process_start(pid: int) -> str | None:
+    """What tells a living process from every other that had or will have its number, whatever the clock says: the boot
+    and the moment since. None where it does not live, "" where only its number is known (not Linux)."""
+    if not sys.platform.startswith("linux"):
+        return ""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
 class RunLock:
-    """Holds `run.lock` in the run folder; a second trainer on the same run is refused in one sentence."""
+    """Holds `run.lock` in the run folder, with this process's number and start in it; a second trainer on the same run
+    is refused in one sentence."""
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / "run.lock"
@@ -24,7 +39,7 @@ class RunLock:
             raise InputError(f"{self.path.parent}: another trainer is at work on this run.") from None
         self._file.seek(0)
         self._file.truncate()
-        self._file.write(f"{os.getpid()}\n")
+        self._file.write(f"{os.getpid()}\n{process_start(os.getpid()) or ''}\n")
         self._file.flush()
         return self
 

@@ -31,6 +31,10 @@ STOP, SAVE, SAMPLE, SNAPSHOT = 1, 2, 4, 8
 COMMAND_BITS = {"stop": STOP, "save": SAVE, "sample": SAMPLE, "snapshot": SNAPSHOT}
 
 
+class FolderGone(Exception):
+    """Somebody took the run's folder away: what is learned has no place to go."""
+
+
 class Loop:
     """Runs a session to its end, a stop, or a failure."""
 
@@ -223,6 +227,8 @@ class Loop:
     def _between_steps(self) -> bool:
         """What is due after a step; True when the run was asked to stop."""
         job, asked = self.s.job, self._commands()
+        if not self.s.folder.events_file.exists():
+            raise FolderGone(f"{self.s.folder.path} was deleted or moved away, so the run ends.")
         to_save = self._due(job.save_every, job.save_every_epochs)
         to_measure = self._due(job.validate_every) or (job.find_best and to_save)
         to_draw = asked & SAMPLE or self._due(job.sample_every, job.sample_every_epochs)
