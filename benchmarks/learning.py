@@ -60,7 +60,7 @@ FIELD = {
 _LEARNING = (
     "method", "rank", "alpha", "conv_rank", "conv_alpha", "lora_plus", "rslora", "learning_rate", "text_encoder_lr",
     "optimizer", "weight_decay", "schedule", "warmup", "cycles", "min_snr_gamma", "debiased", "loss", "ema",
-    "caption_drop", "timestep_sampling",
+    "caption_drop", "timestep_sampling", "prior_target", "prior_weight",
 )  # fmt: skip
 
 
@@ -77,13 +77,13 @@ def _toy(**options: Any) -> dict[str, Any]:
 def cases() -> dict[str, dict[str, Any]]:
     """Name -> options beside `COMMON`. "field…", "demo" and "recipe…" answer the first question."""
     lora = _toy(method="lora", rank=16, alpha=16, learning_rate=1e-3, text_encoder_lr=1e-3)
-    recipe = _of_preset("sd1-object", warmup=10)
+    # Four pictures of it in each step, as everywhere here, and each once more under a word that this base knows.
+    recipe = _of_preset("sd1-object", warmup=8, batch_size=8, trigger="football", kept_word="circle")
     return {
         "field-alpha-1": {**FIELD, "alpha": 1},
         "field-alpha-16": {**FIELD, "alpha": 16},
         "demo": {**_of_preset("demo"), **HELD},  # what is taken for the embedded base
         "recipe": recipe,
-        "recipe-held": {**recipe, **HELD},
         "lora": lora,
         "lora-held": {**lora, **HELD},
         "loha": {**lora, "kind": "loha"},

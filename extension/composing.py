@@ -26,6 +26,7 @@ LEAST_EXPOSURES = 1000
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 _OBJECTIVE = ("clip_skip", "resolution", "min_snr_gamma")
+_HOLDING = ("kept_word", "prior_target", "prior_weight")  # belongs to how strongly a method learns
 
 
 @cache
@@ -198,7 +199,7 @@ def _held_to_its_base(values: dict[str, Any], wish: Wish, known: set[str]) -> di
 def _about_pictures(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in raw.items()
-        if name in _OBJECTIVE or (name in known and known[name].group == DATA)
+        if name in _OBJECTIVE or (name in known and known[name].group == DATA and name not in _HOLDING)
     }  # fmt: skip
 
 
