@@ -139,7 +139,7 @@
   async function startingPoints() {
     const can = STARTS.includes(form.method), was = parts.init_from.value;
     const files = can ? (await athanor.api(`starting-points?method=${form.method}`)).files : [];
-    athanor.fill(parts.init_from, h("option", { value: "" }, can ? t("Nothing: from the beginning") : t("Not with this method")),
+    athanor.fill(parts.init_from, h("option", { value: "" }, can ? t("From scratch") : t("Not with this method")),
       files.map((file) => h("option", { value: file.path }, file.title)));
     parts.init_from.disabled = !can;
     if (files.some((file) => file.path === was)) parts.init_from.value = was;

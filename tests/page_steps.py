@@ -75,7 +75,7 @@ def train_from_the_form(
 
 def wait_until_done(page: Any, steps: int) -> None:
     """Until the run that is shown is done."""
-    page.locator("#athanor").get_by_text(f"done · step {steps} of {steps}").first.wait_for()
+    page.locator("#athanor .athanor-detail").get_by_text(f"done · step {steps} of {steps}").wait_for()
 
 
 def use_in_prompt(page: Any) -> str:

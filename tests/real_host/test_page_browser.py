@@ -68,7 +68,7 @@ def page(server, request):
         pytest.skip("needs Chromium")
     address = f"http://127.0.0.1:{server.port}/?__theme={os.environ.get('ATHANOR_THEME', 'light')}"
     with opened(playwright, BROWSER, address, viewport={"width": 1280, "height": 1000}) as made:
-        made.set_default_timeout(400_000)
+        made.set_default_timeout(240_000)
         yield made
 
 
@@ -103,7 +103,7 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
         for option, value in (("batch size", "1"), ("validation draws", "1"), ("sample steps", "2"), ("rank", "4")):
             set_option(page, option, value)
     train_from_the_form(page, Path(folder), NAME, steps, look=lambda: _shot(request, page, shown, "train"))
-    tab.get_by_text(re.compile(r"training · step")).first.wait_for()
+    tab.locator(".athanor-detail").get_by_text(re.compile(r"training · step")).wait_for()
     wait_until_done(page, steps)
     _shot(request, page, shown, "runs")
     said = use_in_prompt(page)
@@ -119,6 +119,6 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, server, webui,
     _shot(request, page, shown, "drawn")
     open_tab(page, "Athanor")
     tab.get_by_role("tab", name="Library", exact=True).click()
-    tab.get_by_text(NAME).first.wait_for()
+    page.locator("#athanor-screen-library").get_by_role("article", name=NAME).first.wait_for()
     _shot(request, page, shown, "library")
     assert [error for error in page.errors if "athanor" in error] == []
