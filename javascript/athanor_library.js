@@ -54,13 +54,15 @@
     return h("div", { class: "athanor-blank", "aria-hidden": "true" }, entry.name.slice(0, 1).toUpperCase());
   }
 
+  const sentence = (text) => athanor.said(text).replace(/^[a-z]/, (letter) => letter.toUpperCase());
+
   function facts(entry) {
     const sites = [entry.sites.unet ? t("{0} in the UNet", entry.sites.unet) : "", entry.sites.text ? t("{0} in the text encoder", entry.sites.text) : ""].filter(Boolean);
     const date = entry.changed ? new Date(entry.changed * 1000).toLocaleDateString() : "";
     return [
       [t("Kind"), [METHODS[entry.method] || entry.method, FAMILIES[entry.family]].filter(Boolean).join(" · ")],
       [t("Base"), entry.base.replace(/\.(safetensors|ckpt)$/, "")], [t("Rank"), entry.rank], [t("Steps"), entry.steps], [t("Layers"), sites.join(", ")],
-      [t("Size"), athanor.size(entry.bytes)], [t("Date"), date], [t("Near"), entry.words], [t("Notes"), entry.notes],
+      [t("Size"), athanor.size(entry.bytes)], [t("Date"), date], [t("Near"), entry.words], [t("Notes"), sentence(entry.notes)],
     ].filter(([, value]) => value);
   }
 

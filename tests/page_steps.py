@@ -45,13 +45,16 @@ def open_tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).or_(page.get_by_role("button", name=name, exact=True)).first.click()
 
 
-def set_option(page: Any, option: str, value: str) -> None:
+def set_option(page: Any, option: str, value: str | bool) -> None:
     """Sets an option under Expert, which is open."""
     tab = page.locator("#athanor")
     tab.get_by_label("Search", exact=True).fill(option)
     field = tab.get_by_label(re.compile(rf"^{option}( \(.*\))?$")).first  # some have a unit behind
-    field.fill(value)
-    field.press("Tab")
+    if isinstance(value, bool):
+        field.set_checked(value)
+    else:
+        field.fill(value)
+        field.press("Tab")
     tab.get_by_label("Search", exact=True).fill("")
 
 

@@ -19,8 +19,8 @@ SPOKEN_IN = (
     "trainers/data/caption_files.py", "trainers/bases/detect.py", "trainers/bases/refusals.py",
     "trainers/engine/precision.py", "trainers/engine/optimizers.py", "trainers/engine/memory.py",
     "trainers/engine/loop.py", "trainers/engine/results.py", "trainers/engine/session.py", "trainers/engine/verdict.py",
-    "trainers/engine/own_prior.py", "trainers/formats/recipe_png.py", "extension/*.py", "extension/jobs/*.py",
-    "extension/pictures/*.py",
+    "trainers/engine/own_prior.py", "trainers/engine/best.py", "trainers/formats/recipe_png.py", "extension/*.py",
+    "extension/jobs/*.py", "extension/pictures/*.py",
 )  # fmt: skip
 """Where what a page shows most is said. What is told elsewhere stays English."""
 
@@ -49,7 +49,7 @@ PHRASES = (
 INSIDE = (
     "{0} pictures", "{0} captions", "{0} caption files", "{0} buckets", "{0} tokens", "{0} files", "{0} mask files",
     "{0} and {1} more", "it is damaged or cut short ({0})", "continued from step {0}", "epsilon prediction",
-    "v prediction",
+    "v prediction", ", unrelated pictures at {0} of the base's loss",
     "memory cannot be shared between processes on {0}", "by the signal {0}", "with exit status {0}",
     "batches of {0} became {1} times {2}, added up",
 )  # fmt: skip
