@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -175,8 +176,11 @@ class Wanted:
 
     def ti_hashes(self) -> dict[str, str]:
         """Name -> the first 12 digits of the file's hash, for the `<ti:…>` tags."""
-        named = {item.name: item.source for _, item in self.embedding_tags if item.source is not None}
-        return {name: file_sha256(path)[:12] for name, path in named.items()}
+        found = {}
+        for _, item in self.embedding_tags:
+            with suppress(OSError):  # a run in progress takes its snapshot away when a newer one is there
+                found |= {item.name: file_sha256(item.source)[:12]} if item.source is not None else {}
+        return found
 
     def lora_hashes(self) -> dict[str, str]:
         """Name as typed -> the first 12 digits of the file's hash, as A1111 writes to `Lora hashes`."""

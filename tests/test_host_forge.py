@@ -38,6 +38,8 @@ class Store:
     def register_embedding_by_name(self, made, name):
         if made is None:
             del self.word_embeddings[name]
+        else:
+            self.word_embeddings[name] = made
 
 
 class Patcher:
@@ -228,5 +230,15 @@ def test_embeddings_of_an_adapter_leave_with_it():
     known = store.register_embedding(Embedding(None, "known"))
     made = add_to_stores(engine, "sd1", [ours("known"), ours("new")])
     assert store.word_embeddings["known"] is known and "new" in store.word_embeddings
+    remove_from_stores(made)
+    assert store.word_embeddings == {"known": known}
+
+
+def test_an_embedding_of_a_run_in_progress_takes_its_names_place_while_it_acts():
+    engine = Engine("clip_l", flag="is_sd1")
+    store = engine.text_processing_engine.embeddings
+    known = store.register_embedding(Embedding(None, "known"))
+    made = add_to_stores(engine, "sd1", [ours("known"), ours("new")], [ours("known"), ours("new")])
+    assert store.word_embeddings["known"] is not known and "new" in store.word_embeddings
     remove_from_stores(made)
     assert store.word_embeddings == {"known": known}

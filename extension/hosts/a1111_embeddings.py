@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from modules import devices, processing, sd_hijack, shared
@@ -67,7 +68,8 @@ def host_embedding(item: Embedding, shorthash: Any = None) -> Any:
     if shorthash is not None:
         made.shorthash = shorthash
     elif item.source is not None:
-        made.set_hash(file_sha256(item.source))
+        with suppress(OSError):  # a run in progress takes its snapshot away when a newer one is there
+            made.set_hash(file_sha256(item.source))
     return made
 
 
