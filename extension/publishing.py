@@ -15,6 +15,8 @@ from typing import Any
 
 from extension.jobs import view
 from extension.jobs.files import read_json, write_json
+from extension.jobs.lease import read_record
+from extension.jobs.processes import Identity
 from extension.jobs.run_files import run_folders
 from extension.jobs.view import RunView
 from extension.library import method_of, tag_for
@@ -171,9 +173,17 @@ def moved(workshop: Workshop, method: str, name: str, new_name: str | None) -> N
         write_json(run / RECORD, {**said, "names": names, "name": now or (names[-1] if names else "")})
 
 
+def _is_anothers(run: Path) -> bool:
+    """Whether another host started the training, and lives."""
+    host = read_record(run).get("host") or {}
+    other = Identity(int(host.get("pid", 0)), str(host.get("started", "")))
+    return other.pid not in (0, os.getpid()) and other.is_alive
+
+
 class Publisher:
     """Publishes by itself what was asked for with the option `publish`, as soon as its run is done.
 
+    Of several hosts over one runs folder the one that started the training does it; where that has ended, any other.
     What it could not do (a name that is taken, a folder that cannot be written) is kept in the run for the page to ask.
     """
 
@@ -187,7 +197,7 @@ class Publisher:
         for run in run_folders(self._workshop.jobs.runs):
             if run.name in self._seen or not (run / "ended.json").exists():
                 continue
-            if self._later.get(run.name, 0.0) > time.monotonic():
+            if self._later.get(run.name, 0.0) > time.monotonic() or _is_anothers(run):
                 continue
             made = self._workshop.jobs.one(run.name)
             if made.state in view.AT_WORK or made.state in view.RESUMABLE or made.state == view.QUEUED:

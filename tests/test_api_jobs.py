@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from extension import publishing  # noqa: E402
 from extension.api import add_routes  # noqa: E402
+from extension.jobs.files import write_json  # noqa: E402
+from extension.jobs.processes import Identity  # noqa: E402
 from extension.recipes import Base  # noqa: E402
 from extension.workshop import Workshop  # noqa: E402
 
@@ -123,6 +127,21 @@ def test_a_full_disk_leaves_the_file_with_its_run(client, workshop, job, tmp_pat
     monkeypatch.setattr(publishing.time, "monotonic", lambda: 1e12)  # a while later there is room
     publisher.look()
     assert client.get(f"{V1}/jobs/ball").json()["published"]["name"] == "ball"
+
+
+def test_of_two_hosts_the_one_that_trained_puts_the_file_into_its_folder(client, workshop, job, tmp_path):
+    client.post(f"{V1}/jobs", json={"job": {**job, "publish": True}})
+    look_until(workshop.jobs, "ball", "done")
+    workshop.results = lambda method: tmp_path / "Lora"
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        write_json(workshop.jobs.runs / "ball" / "lease.json", {"host": vars(Identity.of(other.pid))})
+        publishing.Publisher(workshop).look()
+        assert not (tmp_path / "Lora").exists()
+    finally:
+        other.communicate(b"\n")
+    publishing.Publisher(workshop).look()
+    assert (tmp_path / "Lora" / "ball.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,17 @@ def compose_sheet(
     """
     side = min(LARGEST, max(SMALLEST, before[0].width))
     text, small = max(12, side // 13), max(11, side // 16)
-    top, label = 3 * text + 3 * small, max(150, side)
+    label = max(150, side)
     lefts, x, former = [], label + GAP, None
     for heading, _, _, _ in [("before", 1.0, False, before), *columns]:
         x += 0 if heading == former or former is None else 3 * GAP
         lefts.append(x)
         x, former = x + side + GAP, heading
+    said = textwrap.wrap(title, max(20, int(x / (text * 0.56))))[:5]
+    top = (len(said) + 1) * (text + 2) + 3 * small
     sheet = Image.new("RGB", (x + GAP, top + len(prompts) * (side + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (2 * GAP, GAP), "\n".join(textwrap.wrap(title, max(20, int(x / (text * 0.56))))[:2]), text, INK)
+    _write(draw, (2 * GAP, GAP), "\n".join(said), text, INK)
     for row, prompt in enumerate(prompts):
         lines = textwrap.wrap(prompt, max(8, int(label / (small * 0.6))))[: max(3, side // (small + 6))]
         _write(draw, (2 * GAP, top + row * (side + GAP) + GAP), "\n".join(lines), small, INK)
