@@ -21,7 +21,8 @@ from trainers.formats.adapter_keys import recognise
 from trainers.formats.layer_names import layers
 from trainers.formats.safetensors_io import load
 from trainers.formats.sites import text_sites, unet_sites
-from trainers.methods.lycoris_kinds import KINDS, Kind
+from trainers.methods import lycoris_kinds
+from trainers.methods.lycoris_kinds import KINDS, Kind, installed_version
 from trainers.options import BLOCKS
 
 PARTS = {
@@ -33,6 +34,10 @@ PARTS = {
     "ia3": {"weight", "on_input"},
     "full": {"diff", "diff_b"},
 }
+
+
+WHOLE = sorted(kind for kind in PARTS if KINDS[kind].since <= installed_version())
+"""Kinds that the LyCORIS of this torch can train."""
 
 
 @pytest.fixture
@@ -118,7 +123,7 @@ def by_formula(base, path):
     return changed
 
 
-@pytest.mark.parametrize("kind", sorted(PARTS))
+@pytest.mark.parametrize("kind", WHOLE)
 def test_trained_file_means_the_same_everywhere(train, tiny_base, kind):
     code, folder = train(kind, rank=8)  # the smallest block of which BOFT can make 96 is 6
     assert code == 0
@@ -197,7 +202,13 @@ def test_full_is_measured_against_the_base_itself(train, tmp_path):
     assert found[0][-1]["loss"] != found[0][-1]["base_loss"]
 
 
-@pytest.mark.parametrize("kind", ["lora", *sorted(PARTS)])
+def test_a_kind_that_this_lycoris_gets_wrong_is_refused(train, monkeypatch):
+    monkeypatch.setattr(lycoris_kinds, "installed_version", lambda: 3)
+    with pytest.raises(InputError, match="boft needs LyCORIS 4"):
+        train("boft", rank=8)
+
+
+@pytest.mark.parametrize("kind", ["lora", *WHOLE])
 def test_resumes_to_the_same_bytes(train, monkeypatch, kind):
     more = {"conv_rank": 4, "rslora": True, "lora_plus": 4} if kind == "lora" else {}
     blocks = {name: 0 for name in BLOCKS if name not in ("mid", "text")}  # few layers are quick, and enough

@@ -4,9 +4,9 @@
 
 The WebUI is started with its prepare step, so that it runs our `install.py` itself. Its folder must be without Athanor;
 this checkout's last commit is what is installed. Every file of its Python's packages is compared before and after.
-Slow: the trainers' environment is really made. Needs Chromium and playwright. The three tests follow on one another and
-may be run one by one (`-k environment`, `-k drawn`, `-k deleted`); what the first one saw before is kept in the folder
-for temporary files until the last one has compared it.
+Slow: the trainers' environment is really made. Needs Chromium and playwright. The tests follow on one another and may
+be run one by one (`-k environment`, `-k trained`, `-k drawn`, `-k switched`, `-k deleted`); what the first one saw
+before is kept in the folder for temporary files until the last one has compared it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ NAME = "football"
 FEW = {"steps": "20", "verdict": "off"}
 FEWER = {"steps": "2", "batch size": "1", "validation draws": "1", "sample steps": "2", "rank": "4", "verdict": "off"}
 """For a model of SD1.5's size, on the processor."""
-RESTARTED = ("disabled_extensions", "disable_all_extensions")
-"""Settings that the button "Apply and restart UI" writes."""
+ITS_OWN = ("disabled_extensions", "disable_all_extensions", "sd_model_checkpoint", "sd_checkpoint_hash")
+"""Settings that a WebUI writes by itself: at "Apply and restart UI", and with the hash behind a model's name."""
 
 
 @dataclass
@@ -188,10 +188,19 @@ def _train(visit: Visit) -> None:
     assert detail.get_attribute("data-state") == "done", detail.inner_text()
 
 
+def test_a_lora_is_trained_from_the_tab(place):
+    drawn_before = place.before["drawn"]
+    with place.visit() as visit:
+        assert "being made" not in visit.started.said()
+        assert visit.started.draw() == drawn_before
+        open_tab(visit.page, "Athanor")
+        _train(visit)
+
+
 def _draw(visit: Visit) -> str:
     """Draws with what was trained, by its button and the page's; gives what is written below the picture."""
     page, forge = visit.page, visit.place.forge
-    page.get_by_role("button", name="Use in prompt").first.click()
+    page.locator("#athanor").get_by_role("button", name=re.compile("^Use (in prompt|this)")).first.click()
     open_tab(page, "Txt2img" if forge else "txt2img")
     prompt = page.locator("#txt2img_prompt textarea")
     page.wait_for_function("document.querySelector('#txt2img_prompt textarea').value.includes('<lora:')")
@@ -207,29 +216,31 @@ def _draw(visit: Visit) -> str:
     return page.locator("#html_info_txt2img").first.inner_text()
 
 
-def test_a_lora_is_trained_from_the_tab_and_drawn_with(place):
-    drawn_before = place.before["drawn"]
+def test_the_run_is_there_after_a_restart_and_is_drawn_with(place):
     with place.visit() as visit:
-        assert "being made" not in visit.started.said()
-        assert visit.started.draw() == drawn_before
         open_tab(visit.page, "Athanor")
-        _train(visit)
+        visit.page.locator("#athanor").get_by_role("tab", name="Runs", exact=True).click()
+        visit.page.locator("#athanor-screen-runs").get_by_text(NAME, exact=True).first.click()
+        visit.page.locator(".athanor-detail[data-state=done]").wait_for()
         assert f"<lora:{NAME}:1>" in _draw(visit)
     assert (place.webui / "models" / "Lora" / f"{NAME}.safetensors").is_file()
 
 
-def test_switched_off_and_deleted_it_leaves_the_webui_as_it_was_and_the_runs_stay(place):
-    before = place.before
+def test_switched_off_nothing_of_it_acts(place):
     with place.visit() as visit:
         visit.extensions("Installed")
         visit.page.locator("input[name=enable_athanor]").uncheck()
         visit.apply_and_restart()
         assert visit.page.locator("#athanor").count() == 0
-        assert visit.started.draw() == before["drawn"]
+        assert visit.started.draw() == place.before["drawn"]
     left = subprocess.run(
         ["git", "status", "--porcelain"], cwd=place.extension, capture_output=True, text=True, check=True
     )
     assert left.stdout == "", "files of ours that an update would trip over"
+
+
+def test_deleted_it_leaves_the_webui_as_it_was_and_the_runs_stay(place):
+    before = place.before
     shutil.rmtree(place.extension)
     with place.visit() as visit:
         assert visit.started.draw() == before["drawn"]
@@ -242,8 +253,8 @@ def test_switched_off_and_deleted_it_leaves_the_webui_as_it_was_and_the_runs_sta
     assert "athanor" not in (after["ui-config.json"] or "").lower()
     chosen = json.loads(before["settings"]["config.json"] or "{}")
     now = json.loads(after["config.json"] or "{}")
-    assert {name: now.get(name) for name in chosen if name not in RESTARTED} == {
-        name: value for name, value in chosen.items() if name not in RESTARTED
+    assert {name: now.get(name) for name in chosen if name not in ITS_OWN} == {
+        name: value for name, value in chosen.items() if name not in ITS_OWN
     }
     assert changed(before["files"], files_of(place.webui)) == []
     assert changed(before["packages"], packages(place.python)) == []

@@ -75,6 +75,8 @@ def join_world(cpu: bool) -> World:
         return World()
     from accelerate import PartialState
 
+    if not hasattr(torch.cpu, "set_device"):  # torch 2.1; accelerate asks it of every kind of device
+        torch.cpu.set_device = lambda device: None
     # The others wait while the main process makes caches or measures, which may take longer than the usual minutes.
     state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=PATIENCE)
     return World(state.process_index, state.num_processes, state.device)

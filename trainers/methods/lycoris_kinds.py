@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ class Kind:
         arguments: what it is made with beside rank and alpha.
         wants: whether a site takes part.
         algorithm: what LyCORIS calls it, for the file's metadata.
+        since: the first LyCORIS whose formula is right.
     """
 
     module: tuple[str, str]
     algorithm: str
     arguments: Callable[[Job, SitePlan], dict[str, Any]] = lambda job, plan: {}
     wants: Callable[[SitePlan], bool] = lambda plan: True
+    since: int = 0
 
 
 KINDS: dict[str, Kind] = {
@@ -53,7 +56,8 @@ KINDS: dict[str, Kind] = {
     # The norm along the input: the axis that every WebUI reads right.
     "dora": Kind(("locon", "LoConModule"), "lora", lambda job, plan: {"weight_decompose": True, "wd_on_out": False}),
     "oft": Kind(("diag_oft", "DiagOFTModule"), "diag-oft", lambda job, plan: {"constraint": job.constraint}),
-    "boft": Kind(("boft", "ButterflyOFTModule"), "boft", lambda job, plan: {"constraint": job.constraint}),
+    # LyCORIS 3 turns the inputs with blocks made for the outputs.
+    "boft": Kind(("boft", "ButterflyOFTModule"), "boft", lambda job, plan: {"constraint": job.constraint}, since=4),
     "ia3": Kind(
         ("ia3", "IA3Module"),
         "ia3",
@@ -64,8 +68,21 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def installed_version() -> int:
+    """LyCORIS's major version; 0 where it is not installed."""
+    try:
+        return int(metadata.version("lycoris_lora").split(".")[0])
+    except metadata.PackageNotFoundError:
+        return 0
+
+
 def _class_of(kind: Kind) -> type[nn.Module]:
     module, name = kind.module
+    if 0 < installed_version() < kind.since:
+        raise InputError(
+            f"kind: {kind.algorithm} needs LyCORIS {kind.since}, which comes with torch 2.6 and newer "
+            f"(here it is {torch.__version__}); use kind oft."
+        )
     logging.getLogger("LyCORIS").setLevel(logging.WARNING)  # it would print a line for every new shape
     try:
         return getattr(importlib.import_module(f"lycoris.modules.{module}"), name)
