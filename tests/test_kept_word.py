@@ -62,6 +62,12 @@ def test_half_of_each_batch_is_held_under_it(train, monkeypatch):
     assert not any("kept:" in note["text"] for note in events_of(folder, "note"))
 
 
+def test_without_a_trigger_it_is_said(train):
+    code, folder = train(steps=1, trigger="", verdict=False)
+    assert code == 0 and load(folder / "zog.safetensors")[1]["ss_num_reg_images"] == "0"
+    assert any("no trigger" in note["text"] for note in events_of(folder, "note"))
+
+
 def test_resumes_to_the_same_bytes(train, monkeypatch):
     whole, broken = killed_and_resumed(train, monkeypatch, verdict=False)
     assert (whole / "zog.safetensors").read_bytes() == (broken / "zog.safetensors").read_bytes()
