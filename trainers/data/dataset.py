@@ -302,7 +302,7 @@ def prepare(
         pictures, held_out = split_validation(pictures, job)
     pictures = [*pictures, *kept_pictures(pictures, job)]
     if job.get("kept_word") and not job.trigger.strip():
-        notes.append("kept_word does nothing, because there is no trigger that it could stand beside; give the trigger.")
+        notes.append("kept_word does nothing, because there is no trigger that it could stand for; give the trigger.")
     if job.find_best and not held_out:
         notes.append(
             f"Overfitting cannot be measured: with fewer than {FEWEST_TO_HOLD_OUT} pictures, all are trained on."
