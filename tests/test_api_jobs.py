@@ -144,33 +144,33 @@ def test_of_two_hosts_the_one_that_trained_puts_the_file_into_its_folder(client,
     assert (tmp_path / "Lora" / "ball.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"name": "../../x"}, {"name": "a\0b"}, {"name": "x" * 5000}, {"name": {"a": 1}}, {"rank": 1e400}, {"rank": -1},
-        {"rank": float("nan")}, {"steps": 10**30}, {"steps": "9" * 5000}, {"seed": True}, {"trigger": ["a"]},
-        {"method": "__class__"}, {"method": ["lora"]}, {"comment": {"$ref": "x"}}, {"sample_prompts": "a" * 10},
-        {"block_lrs": [[1]]}, {"override_checks": [{"a": 1}]}, {"device": "cuda:0; rm -rf /"}, {"run": "x"},
-        {"run": {"host_clip_skip": "x", "session_id": 5}}, {"optimizer_args": ["__import__=os"]},
-        {"data": "/etc"}, {"base": "file:///etc/passwd"}, {"init_from": "/etc/passwd"}, {"cache_dir": "/tmp"},
-        {"vae": "\\\\host\\share"}, {"template": "~root/.ssh/id_rsa"}, {"<script>": 1}, {"": 1}, {"__proto__": {}},
-    ],
-    ids=lambda changes: str(changes)[:40],
+HOSTILE = (
+    {"name": "../../x"}, {"name": "a\0b"}, {"name": "x" * 5000}, {"name": {"a": 1}}, {"rank": 1e400}, {"rank": -1},
+    {"rank": float("nan")}, {"steps": 10**30}, {"steps": "9" * 5000}, {"seed": True}, {"trigger": ["a"]},
+    {"method": "__class__"}, {"method": ["lora"]}, {"comment": {"$ref": "x"}}, {"sample_prompts": "a" * 10},
+    {"block_lrs": [[1]]}, {"override_checks": [{"a": 1}]}, {"device": "cuda:0; rm -rf /"}, {"run": "x"},
+    {"run": {"host_clip_skip": "x", "session_id": 5}}, {"optimizer_args": ["__import__=os"]},
+    {"data": "/etc"}, {"base": "file:///etc/passwd"}, {"init_from": "/etc/passwd"}, {"cache_dir": "/tmp"},
+    {"vae": "\\\\host\\share"}, {"template": "~root/.ssh/id_rsa"}, {"<script>": 1}, {"": 1}, {"__proto__": {}},
 )  # fmt: skip
-def test_hostile_values_end_in_sentences_or_in_an_ordinary_job(client, workshop, job, changes):
+
+
+def test_hostile_values_end_in_sentences_or_in_an_ordinary_job(client, workshop, job):
     """Whatever is sent: no fault of ours, nothing outside the runs, and what is accepted reads back as plain YAML."""
-    body = json.dumps({"job": {**job, **changes}})
-    answer = client.post(f"{V1}/jobs", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code in (200, 400, 422), answer.text[:300]
-    again = client.post(f"{V1}/job/write", content=body, headers={"Content-Type": "application/json"})
-    assert again.status_code in (200, 400, 422), again.text[:300]
-    runs = list(workshop.jobs.runs.glob("[!.]*"))
-    assert len(runs) == (1 if answer.status_code == 200 else 0)
-    if runs:
-        assert runs[0].resolve().parent == workshop.jobs.runs.resolve()
-        written = (runs[0] / "request.yaml").read_text(encoding="utf-8")
-        assert "!!python" not in written and yaml.safe_load(written)["name"]
-        assert "session_id" not in yaml.safe_load(written).get("run", {})
+    runs = workshop.jobs.runs
+    for changes in HOSTILE:
+        body = json.dumps({"job": {**job, **changes}})
+        for path in ("job/write", "jobs"):
+            answer = client.post(f"{V1}/{path}", content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (200, 400, 422), (changes, answer.text[:300])
+        made = list(runs.glob("[!.]*"))
+        assert len(made) == (1 if answer.status_code == 200 else 0), changes
+        for run in made:
+            assert run.resolve().parent == runs.resolve()
+            written = (run / "request.yaml").read_text(encoding="utf-8")
+            assert "!!python" not in written and yaml.safe_load(written)["name"], changes
+            assert "session_id" not in yaml.safe_load(written).get("run", {})
+            workshop.jobs.delete(run.name)
 
 
 def test_a_result_is_put_there_by_itself_where_that_was_asked_for(client, workshop, job, tmp_path):

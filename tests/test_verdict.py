@@ -137,7 +137,7 @@ def _without_rank(values):
     ("options", "weights"),
     [
         ({"method": "hypernetwork", "learning_rate": 0.01}, 3),
-        ({"method": "dreambooth", "learning_rate": 1e-3, "save_dtype": "fp32"}, 1),
+        ({"method": "dreambooth", "learning_rate": 1e-3, "save_dtype": "fp32", "trained_layers": "cross_attention"}, 1),
     ],
     ids=["hypernetwork", "dreambooth"],
 )
@@ -151,7 +151,7 @@ def test_whole_models_and_hypernetworks_have_a_sheet_too(options, weights, tiny_
     )
     values = job_values(
         tiny_base("sd1"), make_pictures(tmp_path / "data", 12), name="zog", trigger="zog", find_best=True, save_every=1,
-        steps=2, sample_prompts=["zog"], sample_steps=2, **options,
+        steps=2, validation_draws=1, sample_prompts=["zog"], sample_steps=2, **options,
     )  # fmt: skip
     run = tmp_path / "runs" / "run"
     assert running.start(spec.parse(_without_rank(values)), run) == 0
@@ -182,6 +182,7 @@ def test_a_whole_model_is_drawn_with_as_its_file_says(output, tiny_base, tmp_pat
         extracted_rank=1024,
         save_dtype="fp32",
         trigger="x",
+        blocks=["mid", "text"],
     )
     job, info = check_base(spec.parse(_without_rank(values)))
     trainable = dreambooth.setup(load_base(info.path, info=info), job)
