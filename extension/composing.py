@@ -210,8 +210,13 @@ def _batch(values: Mapping[str, Any]) -> int:
     return int(values.get("batch_size", 1)) * int(values.get("gradient_accumulation", 1))
 
 
+def _taught(values: Mapping[str, Any]) -> float:
+    """Pictures of what is taught in a step: half of them where each stands beside itself under the kept word."""
+    return _batch(values) / (2 if values.get("kept_word") else 1)
+
+
 def _exposures(values: Mapping[str, Any]) -> int | None:
-    return int(values["steps"]) * _batch(values) if values.get("steps") else None
+    return round(int(values["steps"]) * _taught(values)) if values.get("steps") else None
 
 
 def _dose(wish: Wish, full: int | None) -> tuple[int | None, bool]:
@@ -229,7 +234,7 @@ def _with_exposures(values: dict[str, Any], wanted: int | None) -> dict[str, Any
     if wanted is None:
         return values
     former = int(values["steps"])
-    steps = max(1, round(wanted / _batch(values)))
+    steps = max(1, round(wanted / _taught(values)))
     changed = {"steps": steps}
     if values.get("warmup"):
         changed["warmup"] = round(values["warmup"] * steps / former)
