@@ -70,7 +70,9 @@ def _embeddings(ownership: Any) -> None:
 
 
 def _networks(ownership: Any) -> None:
-    shared.reload_hypernetworks()
+    reload = getattr(shared, "reload_hypernetworks", None)  # some forks have none
+    if reload is not None:
+        reload()
 
 
 def _checkpoints(ownership: Any) -> None:
