@@ -222,9 +222,17 @@ def host_killed(folder: Path, device: str, side: int) -> None:
         time.sleep(0.05)
     host.kill()
     host.wait()
-    died = time.time()
-    while time.monotonic() < end and not (run / "ended.json").exists():
+    died, steps = time.time(), len(events_of(run, "step"))
+    say(what="the host was killed", steps=steps)
+
+    def goes_on() -> bool:  # as it does in the computer's memory, which outlives its owner
+        return device == "cpu" and len(events_of(run, "step")) >= steps + 3
+
+    while time.monotonic() < end and not (run / "ended.json").exists() and not goes_on():
         time.sleep(0.05)
+    if not (run / "ended.json").exists():
+        say(what="host killed", the_training="goes on" if goes_on() else "did not end and took no step")
+        return
     ended = json.loads((run / "ended.json").read_text())
     last = events_of(run)[-1]
     state = (run / "state" / "current").read_text().strip()

@@ -142,13 +142,67 @@ def test_embeddings_stand_where_their_tag_stood(host, library):
     assert 'did you mean "shiny"' in " ".join(found.wanted.reports)
 
 
-def test_an_embedding_that_does_not_fit_is_said_without_any_tag(host, library, monkeypatch):
+def empty_modules(monkeypatch):
+    """Modules of the host that are imported and hardly used."""
     names = ("call_queue", "devices", "paths_internal", "script_callbacks", "scripts", "sd_hijack", "textual_inversion")
     for name in names:
         module = ModuleType(f"modules.{name}")
-        module.__getattr__ = lambda name: None  # imported, and not used here
+        module.__getattr__ = lambda name: None
         monkeypatch.setitem(sys.modules, f"modules.{name}", module)
         monkeypatch.setattr(sys.modules["modules"], name, module, raising=False)
+
+
+class Database:
+    """The host's store of embeddings."""
+
+    def __init__(self):
+        self.word_embeddings = {}
+
+    def register_embedding(self, made, model):
+        return self.register_embedding_by_name(made, model, made.name)
+
+    def register_embedding_by_name(self, made, model, name):
+        self.word_embeddings[name] = made
+        if made is None:
+            del self.word_embeddings[name]
+        return made
+
+
+class HostEmbedding:
+    def __init__(self, vec, name, step):
+        self.vec, self.name, self.shorthash = vec, name, None
+
+    def set_hash(self, value):
+        self.shorthash = value[:10]
+
+
+def test_a_word_in_training_is_the_hosts_as_long_as_its_tag_acts(host, library, monkeypatch, tmp_path):
+    empty_modules(monkeypatch)
+    embeddings, known = ours("embeddings"), Database()
+    monkeypatch.setattr(embeddings, "database", lambda: known)
+    monkeypatch.setattr(embeddings, "textual_inversion", SimpleNamespace(Embedding=HostEmbedding))
+    monkeypatch.setattr(embeddings.devices, "device", "cpu", raising=False)
+    host.shared.sd_model = object()
+    file = known.register_embedding(HostEmbedding(torch.ones(2, 64), "shiny", 0), None)
+    snapshot = tmp_path / "live" / "shiny-000007.safetensors"
+    snapshot.parent.mkdir()
+    save_file({"emb_params": torch.full((2, 64), 7.0)}, snapshot)
+    library.live = lambda name, kind: snapshot if kind == "ti" else None
+    p = stand_ins.Processing(["a <ti:Shiny:0.5:live=1> b <ti:new:1:live=1>"], [""])
+    wanted = read(host, library, p).wanted
+    assert p.prompts == ["a (shiny:0.5) b new"] and wanted.reports == []
+    plain = stand_ins.Processing(["a <ti:shiny:0.5> b"], [""])
+    assert wanted.fingerprint() != read(host, library, plain).wanted.fingerprint()
+    bundled = embeddings.Bundled()
+    assert bundled.add([], LoadedModel("sd1", {}, widths={"text_encoder": 64}), wanted.shown) == []
+    assert known.word_embeddings["shiny"].vec[0, 0] == 7 and known.word_embeddings["new"].vec[0, 0] == 7
+    bundled.remove()
+    assert known.word_embeddings == {"shiny": file}
+    assert "is for" in bundled.add([], LoadedModel("sd1", {}, widths={"text_encoder": 768}), wanted.shown)[0]
+
+
+def test_an_embedding_that_does_not_fit_is_said_without_any_tag(host, library, monkeypatch):
+    empty_modules(monkeypatch)
     wiring = ours("wiring")
     plugin = wiring.Plugin.__new__(wiring.Plugin)
     plugin.library = library
