@@ -277,3 +277,9 @@ def test_other_families_and_folders_draw(tiny_base, tmp_path, family, layout):
         reference = encode_prompts(other.model.base, ["a circle"], other.model.base.family.default_clip_skip)[0]
     assert torch.allclose(cond.hidden, reference.hidden, atol=1e-6)
     assert cond.pooled is None or torch.allclose(cond.pooled, reference.pooled, atol=1e-6)
+    if family != "sdxl":
+        return  # the others' regions are drawn above; here they have a pooled text of their own too
+    write_lora(other.places.adapters / "zog.safetensors", other, text=True)
+    whole = one(other, f"{prompt}<lora:zog>", **size)
+    halves = one(other, f"{prompt}<lora:zog:1:mask=left><lora:zog:1:mask=right>", **size)
+    assert apart(halves, whole) <= 1 and apart(whole, first) > 2

@@ -123,6 +123,15 @@ def test_a_generation_inside_another_has_its_own_tags(forge):
     assert clean(forge) and inner is not None
 
 
+def test_what_a_layer_says_while_it_draws_is_in_the_infotext(forge):
+    p = begin(forge, "a <lora:one>")
+    forge.sessions._of(p).generation.note("A layer says something.")
+    forge.sessions.drawn(p)
+    assert p.extra_generation_params["Athanor"] == "A layer says something." and p.comments
+    forge.sessions.deactivate(p)
+    assert clean(forge)
+
+
 def test_another_model_under_a_generation(forge):
     begin(forge, "a <lora:one>")
     forge.sessions.detach()

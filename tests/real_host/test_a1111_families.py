@@ -55,6 +55,8 @@ def test_other_families(pair, checkpoints, a1111_folders, family):
     assert tagged.away_from(alone.draw(text)) <= 1
     split = ours.draw(f"{PROMPT} <lora:k_{family}:0.7:for=part>", f"blurry <lora:k_{family}:0.7>")
     assert split.away_from(tagged) <= 1
+    halves = "".join(f"<lora:k_{family}:0.7:mask={side}>" for side in ("left", "right"))
+    assert ours.draw(f"{PROMPT} {halves}").away_from(tagged) <= 1
     foreign = ours.draw(f"{PROMPT} <lora:k_lora:0.7>")
     assert foreign.away_from(plain) == 0 and "does nothing" in foreign.infotext
 

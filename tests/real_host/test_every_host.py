@@ -90,10 +90,10 @@ def test_two_halves_of_the_picture_are_the_whole(hosts, weights, more):
 def test_regions_in_prompts_of_other_lengths_and_with_windows(hosts):
     """Where the rows of a call are made equally long, those of regions are too."""
     long = "blurry, " + "ugly, " * 80
-    left, right = (f"<lora:k_lora:0.8:mask={side}:start=0.5>" for side in ("left", "right"))
+    left, right = (f"<lora:k_lora:0.8:mask={side}:stop=0.5>" for side in ("left", "right"))
     for settings in ({}, {"pad_cond_uncond": True}):
         both = hosts.ours(f"{PROMPT} {left} {right}", long, settings=settings)
-        whole = hosts.ours(f"{PROMPT} <lora:k_lora:0.8:start=0.5>", long, settings=settings)
+        whole = hosts.ours(f"{PROMPT} <lora:k_lora:0.8:stop=0.5>", long, settings=settings)
         assert both.away_from(whole) <= 1 and both.away_from(hosts.ours(PROMPT, long, settings=settings)) > 2
 
 
