@@ -173,6 +173,32 @@ def test_a_run_whose_folder_is_taken_away_ends_and_the_queue_goes_on(jobs, tmp_p
     assert [view.id for view in jobs.all()] == ["next"] and not (jobs.runs / "gone").exists()
 
 
+def test_a_run_with_impossible_files_hides_no_other(jobs):
+    jobs.submit(values("fine", steps=1))
+    look_until(jobs, "fine", "done")
+    for name, file, text in (
+        ("steps", "job.yaml", "method: lora\nname: [1]\nsteps: many\n"), ("list", "job.yaml", "- 1\n- 2\n"),
+        ("event", "events.jsonl", '{"event": "step", "step": "x"}\n'), ("time", "submitted.json", '{"time": "x"}'),
+        ("ticket", "ticket.json", '{"position": "first", "device": 7}'), ("process", "process.json", '{"pid": "1"}'),
+        ("ended", "ended.json", '{"code": "no", "time": {}}'), ("lock", "run.lock", "1e9999 x"),
+    ):  # fmt: skip
+        (jobs.runs / name).mkdir()
+        (jobs.runs / name / "job.yaml").write_text("method: lora\nname: x\nsteps: 5\n")
+        (jobs.runs / name / file).write_text(text)
+    views = {view.id: view for view in jobs.all()}
+    assert views["fine"].state == "done" and len(views) >= 8
+    assert "mend its job.yaml" in views["steps"].problems[0] and views["steps"].actions == ("delete",)
+    json.dumps([view.as_dict() for view in views.values()])
+    assert views["ticket"].place == 1
+    jobs.stop("ticket")
+    jobs.submit(values("next", steps=1))
+    jobs.move("next", "first")
+    look_until(jobs, "next", "done")
+    for name in views:
+        jobs.delete(name)
+    assert [view.id for view in jobs.all()] == ["next"]
+
+
 def test_a_long_list_of_runs_reads_no_logs_and_copies_no_series(jobs, monkeypatch):
     for name in ("one", "two"):
         jobs.submit(values(name, steps=3))

@@ -26,6 +26,12 @@ from extension.jobs.processes import Identity, was_running
 TRASH = ".trash"
 
 
+def _number(value: object) -> float:
+    """A number of a file that a person may have written in; 0 where it is none."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+    return value if is_number else 0.0  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Ticket:
     """A place in the queue; the smallest `position` is first."""
@@ -41,7 +47,7 @@ class Ticket:
         if raw is None:
             # A ticket that cannot be read (a disk fault) is still a job that waits.
             return cls(0.0, "", 0.0) if (run / "ticket.json").exists() else None
-        return cls(float(raw.get("position", 0)), str(raw.get("device", "")), float(raw.get("queued", 0)))
+        return cls(_number(raw.get("position")), str(raw.get("device", "")), _number(raw.get("queued")))
 
     def content(self) -> dict[str, float | str]:
         return asdict(self)
@@ -68,10 +74,10 @@ class Attempt:
         raw = read_json(run / "process.json")
         if raw is None:
             return None
-        process = Identity(int(raw.get("pid", 0)), str(raw.get("started", "")))
+        process = Identity(int(_number(raw.get("pid"))), str(raw.get("started", "")))
         return cls(
-            str(raw.get("attempt", "")), process, str(raw.get("device", "")), float(raw.get("began", 0)),
-            int(raw.get("log_from", 0)),
+            str(raw.get("attempt", "")), process, str(raw.get("device", "")), _number(raw.get("began")),
+            int(_number(raw.get("log_from"))),
         )  # fmt: skip
 
     def content(self) -> dict[str, object]:

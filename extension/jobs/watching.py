@@ -78,6 +78,15 @@ class Watcher:
         """One run; `log`: with the end of what its trainers printed."""
         if places is None:
             places = {each: index for index, (_, each) in enumerate(waiting(self.runs), 1)}
+        try:
+            made = self._look(run, places, log)
+            _order(made)
+            return made
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:  # one run must not hide the others
+            why = f"{run.name}: its files say what they cannot say ({error}); mend its job.yaml, or delete it."
+            return RunView(id=run.name, name=run.name, state=view.FAILED, problems=[why], actions=("delete",))
+
+    def _look(self, run: Path, places: dict[Path, int], log: bool) -> RunView:
         # In this order: a process that has ended before the events are read has written all of them.
         process = living_process(run)
         ticket = Ticket.read(run)
