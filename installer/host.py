@@ -39,7 +39,7 @@ def at_start() -> int:
     """Looks, starts what has to be started and says so. Always 0."""
     try:
         for sentence in _look():
-            print(f"Athanor: {sentence}")
+            print(sentence if sentence.startswith("Athanor") else f"Athanor: {sentence}")
     except Exception as error:
         print(f"Athanor could not look after its trainers' environment: {type(error).__name__}: {error}")
     return 0

@@ -168,7 +168,7 @@ def test_sd_next_is_refused_in_a_sentence(webui, project, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(ours / "install.py")])
     monkeypatch.setattr(host, "start_build", None)
     assert host.at_start() == 0
-    assert capsys.readouterr().out == f"Athanor: {link.SD_NEXT}\n"
+    assert capsys.readouterr().out == f"{link.SD_NEXT}\n"
 
 
 def test_doctor_does_not_look_into_an_environment_that_is_not_whole(project):
