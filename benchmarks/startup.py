@@ -1,4 +1,4 @@
-"""What Athanor adds to the start of an AUTOMATIC1111, beside the same WebUI without it.
+"""What Athanor adds to the start of an AUTOMATIC1111 or a Forge, beside the same WebUI without it.
 
     python benchmarks/startup.py WEBUI_DIR --python PY [--rounds 3] [--flags "--use-cpu all --skip-torch-cuda-test"]
 
@@ -28,6 +28,8 @@ sys.path.insert(0, str(ROOT / "tests" / "real_host"))
 
 from installed import Started  # noqa: E402
 
+OURS = ("athanor", "a1111_tab", "a1111_wiring")
+"""What the WebUI's clock calls us: the extension and its script, and the files that registered a callback."""
 FLAGS = "--use-cpu all --no-half --skip-torch-cuda-test --no-download-sd-model --skip-load-model-at-start"
 
 
@@ -49,7 +51,7 @@ def ours(records: dict[str, float]) -> dict[str, float]:
     found = dict.fromkeys(steps.values(), 0.0)
     for name, seconds in records.items():
         *above, last = name.split("/")
-        if above and above[-1] in steps and Path(last).stem == "athanor":
+        if above and above[-1] in steps and Path(last).stem in OURS:
             found[steps[above[-1]]] += seconds
     return found
 
