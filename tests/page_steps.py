@@ -41,8 +41,9 @@ def _told(said: Any) -> str:
 
 
 def open_tab(page: Any, name: str) -> None:
-    """Shows a tab of the WebUI; gradio 3 makes buttons of them."""
-    page.get_by_role("tab", name=name, exact=True).or_(page.get_by_role("button", name=name, exact=True)).first.click()
+    """Shows a tab of the WebUI; gradio 3 makes buttons of them, and Forge writes "Txt2img"."""
+    named = re.compile(rf"^\s*{name}\s*$", re.IGNORECASE)
+    page.get_by_role("tab", name=named).or_(page.get_by_role("button", name=named)).first.click()
 
 
 def set_option(page: Any, option: str, value: str | bool) -> None:
