@@ -1,6 +1,6 @@
 """Training on another process's CUDA memory: what it costs, that nothing is lost, and that everything comes back.
 
-    python benchmarks/attach.py --quick                      (under a minute: mapping, a killed trainer, a killed host)
+    python benchmarks/attach.py --quick                      (a small model: mapping, a killed trainer, a killed host)
     python benchmarks/attach.py [--widths 320 640 1280 1280] [--parts attach killed over host] [--device cuda]
 
 One process draws as a WebUI does (the embedded host without its page), over a random model of SD1.5's size in
