@@ -129,6 +129,7 @@
   function drawCard(card, run) {
     update(card.querySelector("b"), "textContent", run.name === run.id ? run.id : `${run.name} · ${run.id}`);
     update(card.querySelector("small"), "textContent", summary(run));
+    update(card.querySelector("small"), "title", summary(run));
     card.querySelector("i").style.width = `${(run.progress * 100).toFixed(1)}%`;
     card.dataset.state = run.state;
     card.classList.toggle("athanor-chosen", run.id === state.chosen);
@@ -140,7 +141,7 @@
     if (run.state === "queued") return run.place === 1 ? t("waiting, next") : t("waiting, number {0}", run.place);
     const words = [run.state === "preparing" ? doing(run) || t("getting ready") : t(WORDS[run.state])];
     if (run.steps && run.state !== "preparing") words.push(t("step {0} of {1}", run.step, run.steps));
-    if (run.state === "training" && run.eta) words.push(left(run));
+    if (run.state === "training" && run.eta) words.push(t(run.eta_measured ? "{0} left" : "about {0} left", athanor.duration(run.eta)));
     return words.join(" · ");
   }
 
