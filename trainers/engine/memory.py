@@ -223,6 +223,10 @@ def _plan(facts: _Facts, base_dtype: str, checkpointing: bool) -> MemoryPlan:
         "loading": loaded,
         "training": resident + items["activations"] - spared,
     }
+    if facts.trains_base and facts.device_type == "cpu":  # on others both wait in the processor's memory
+        # The base's own weights take the trained ones' place while it is measured, and those wait.
+        items["weights, while measuring the base"] = 2 * facts.trainable * _itemsize(job.weights_dtype)
+        stages["measuring the base"] = resident - items["gradients"] + items["weights, while measuring the base"]
     if not facts.text_trained:
         items["text encoders, while caching"] = 0 if facts.attached else facts.text_parameters * itemsize
         stages["caching captions"] = items["text encoders, while caching"] + items["libraries"]

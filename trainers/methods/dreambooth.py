@@ -130,22 +130,22 @@ class FullWeights:
         """The trained parameters as they are in the base's file, on the CPU."""
         return self._trained_in(self.base.info)
 
-    def _trained_in(self, info: BaseInfo) -> dict[str, torch.Tensor]:
+    def _trained_in(self, info: BaseInfo, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         """The parameters that learn here, as another file of such a model has them, on the CPU."""
         parts = (["unet"] if self.trains_unet else []) + (["text"] if self.trains_text else [])
-        base = load_base(info.path, info=info, prediction=self.base.prediction, parts=parts)
+        base = load_base(info.path, info=info, prediction=self.base.prediction, parts=parts, dtype=dtype)
         found = {}
         for component in components_of(self.family):
             module = base.component(component)
             for name, parameter in module.named_parameters() if module is not None else ():
                 if f"{component}.{name}" in self.live:
-                    found[f"{component}.{name}"] = parameter.detach().float()
+                    found[f"{component}.{name}"] = parameter.detach()
         return found
 
     @contextmanager
     def without(self) -> Iterator[None]:
-        """The base as it is in its file."""
-        originals = self.originals()
+        """The base as it is in its file, in the number format that it learns in."""
+        originals = self._trained_in(self.base.info, DTYPES[self.job.weights_dtype])
         with replaced(list(self.live.values()), [originals[name] for name in self.live]):
             yield
 
@@ -180,8 +180,11 @@ class FullWeights:
             return
         if self.job.output == "checkpoint":
             state = export.single_file_state(self._whole())
-            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            # One by one off the device, which has no room for the model twice.
+            tensors = {
+                name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+                for name, tensor in state.items()
+            }
         else:
             tensors = self._differences(dtype)
         safetensors_io.save(path, tensors, finish(tensors, metadata))
