@@ -230,6 +230,8 @@ def _plan(facts: _Facts, base_dtype: str, checkpointing: bool) -> MemoryPlan:
     if not facts.text_trained:
         items["text encoders, while caching"] = 0 if facts.attached else facts.text_parameters * itemsize
         stages["caching captions"] = items["text encoders, while caching"] + items["libraries"]
+        if facts.device_type == "cpu":  # what they took is not given back to the system
+            stages["training"] += items["text encoders, while caching"]
     if job.sample_prompts:
         drawing = vae * itemsize + int(activations.decoding_bytes(vae, facts.resolution, itemsize))
         items["autoencoder, while drawing"] = drawing
