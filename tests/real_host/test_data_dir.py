@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -31,8 +32,11 @@ def _ask(started: Started, path: str, body: dict | None = None) -> dict:
     """What a route of ours answers."""
     content = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(f"{started.address}{path}", content, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise AssertionError(error.read().decode(errors="replace")) from None
 
 
 def _until(started: Started, path: str, states: tuple[str, ...], seconds: float = 240) -> dict:
