@@ -199,6 +199,16 @@ def test_a_run_with_impossible_files_hides_no_other(jobs):
     assert [view.id for view in jobs.all()] == ["next"]
 
 
+def test_a_new_run_of_the_same_name_is_not_taken_for_the_one_that_was_deleted(jobs):
+    jobs.submit(values(steps=500, comment=LONG))
+    look_until(jobs, "ball", "training")
+    jobs.supervisor.kill(jobs.runs / "ball")
+    until(lambda: living_process(jobs.runs / "ball") is None)
+    jobs.delete("ball")
+    assert jobs.submit(values(steps=3)).id == "ball"
+    assert look_until(jobs, "ball", "done", "failed").problems == []
+
+
 def test_a_long_list_of_runs_reads_no_logs_and_copies_no_series(jobs, monkeypatch):
     for name in ("one", "two"):
         jobs.submit(values(name, steps=3))

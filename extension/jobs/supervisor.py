@@ -37,6 +37,7 @@ class _Started:
 
     def __init__(self, run: Path, device: str, environment: Environment, attempt: str) -> None:
         self.run, self.device, self.attempt = run, device, attempt
+        self.submitted = read_json(run / "submitted.json")
         self.kills_before = kills_by_the_system()
         with open(run / "log.txt", "ab") as log:
             self.log_from = log.tell()
@@ -50,6 +51,11 @@ class _Started:
                 close_fds=True,
                 **new_group(),  # type: ignore[call-overload]
             )
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder is still that of the run that it was started on; another may have got the name."""
+        return self.run.is_dir() and read_json(self.run / "submitted.json") == self.submitted
 
     @property
     def has_claimed(self) -> bool:
@@ -127,7 +133,7 @@ class Supervisor:
 
     def _note_ending(self, started: _Started, code: int) -> None:
         with locked(self.store.runs):
-            if not started.run.is_dir():
+            if not started.is_there:
                 return  # moved to the trash meanwhile
             record = started.run / "ended.json"
             if started.has_claimed:
