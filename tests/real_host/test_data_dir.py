@@ -66,8 +66,9 @@ def test_everything_is_kept_in_the_data_folder(request, host_python, tmp_path):
         started.wait()
         assert _until(started, "/athanor/v1/setup", ("ready", "failed"))["state"] == "ready"
         base = data / "models" / "Stable-diffusion" / f"{BASE}.safetensors"
+        pictures = make_pictures(data / "athanor" / "pictures" / NAME, 3)
         job = {
-            "method": "lora", "name": NAME, "base": str(base), "data": str(make_pictures(tmp_path / "pictures", 3)),
+            "method": "lora", "name": NAME, "base": str(base), "data": str(pictures),
             "trigger": "ball", "resolution": 64, "steps": 3, "rank": 2, "device": "cpu", "verdict": False,
             "override_checks": CHECKS,
         }  # fmt: skip
