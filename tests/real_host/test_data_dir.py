@@ -75,6 +75,7 @@ def test_everything_is_kept_in_the_data_folder(request, host_python, tmp_path):
         run = _ask(started, "/athanor/v1/jobs", {"job": job})["id"]
         view = _until(started, f"/athanor/v1/jobs/{run}", ("done", "failed", "interrupted"))
         assert view["state"] == "done", view["log"]
+        _ask(started, f"/athanor/v1/jobs/{run}/publish", {})
         plain, drawn = started.draw(), started.draw(prompt=f"a red circle <lora:{NAME}:1>")
         assert drawn["pictures"] != plain["pictures"] and f"{NAME}: " in drawn["texts"][0]
     finally:
