@@ -93,8 +93,8 @@ def tags(draw):
         window=draw(windows()),
         blocks=draw(st.none() | blocks) if adapter else None,
         hires=hires,
-        scope=draw(st.sampled_from(["all", "picture", "part"])),
-        region=draw(st.none() | regions),
+        scope="all" if kind == "ti" else draw(st.sampled_from(["all", "picture", "part"])),
+        region=None if kind == "ti" else draw(st.none() | regions),
         live=draw(st.booleans()) if adapter else False,
     )
 

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from training_helpers import job_values, make_pictures, write_job
 
 from trainers import cli
@@ -136,3 +137,12 @@ def test_check_says_what_will_happen(tiny_base, pictures, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "3 pictures to train on, 3 with captions" in shown
     assert "Memory plan" in shown and "The job is fine." in shown
+
+
+def test_a_base_that_lacks_a_layer_is_told_by_the_layers_name(rejected, tiny_base, tmp_path):
+    tensors = load_file(tiny_base("sd1"))
+    lacking = [name for name in tensors if "output_blocks.3.0.skip_connection" in name]
+    broken = tmp_path / "broken 基.safetensors"
+    save_file({name: tensor for name, tensor in tensors.items() if name not in lacking}, broken)
+    told = rejected(base=str(broken), conv_rank=4)
+    assert lacking and "base" in told and "broken 基.safetensors" in told and "has no layer" in told

@@ -152,8 +152,14 @@ class ReForgeLender(PatcherLender):
         return model_management
 
     def drop(self) -> None:
-        """Forgets every loaded model."""
+        """Empties the model and forgets it; what the last picture has left behind would keep its weights otherwise."""
         from modules import sd_models
 
+        objects = self.plugin.host.raw_model().forge_objects
+        modules = [objects.unet.model, objects.clip.cond_stage_model, objects.vae.first_stage_model]
+        tracked = self.management().current_loaded_models
+        tracked[:] = [one for one in tracked if one.model is not None and one.model.model not in modules]
+        for module in modules:
+            module.to("meta")
         sd_models.model_data.sd_model = None
         sd_models.model_data.loaded_sd_models.clear()

@@ -10,6 +10,8 @@ from . import values
 from .tags import ADAPTER_KINDS
 
 _AESTHETIC = frozenset({"aesthetic"})
+_PLACED = ADAPTER_KINDS | _AESTHETIC | {"hypernet"}
+"""Kinds that can act on some rows only; an embedding stands in the prompt's own text."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ OPTIONS: dict[str, Option] = {
     "hr": Option(values.read_curve),
     "hrte": Option(values.read_curve, ADAPTER_KINDS),
     "hrunet": Option(values.read_curve, ADAPTER_KINDS),
-    "for": Option(values.read_scope),
-    "mask": Option(values.read_region),
+    "for": Option(values.read_scope, _PLACED),
+    "mask": Option(values.read_region, _PLACED),
     "steps": Option(values.read_gradient_steps, _AESTHETIC),
     "lr": Option(values.read_gradient_lr, _AESTHETIC),
     "slerp": Option(values.read_flag, _AESTHETIC),

@@ -25,7 +25,7 @@ from trainers.formats import adapters, safetensors_io
 from trainers.formats.families import FAMILIES
 from trainers.formats.metadata import finish
 from trainers.methods import lycoris_kinds
-from trainers.methods.site_plan import SitePlan, plan_sites
+from trainers.methods.site_plan import SitePlan, plan_sites, weight_shape
 from trainers.rng import generator
 from trainers.spec import Job
 
@@ -77,7 +77,7 @@ def count_parameters(info: BaseInfo, job: Job) -> int:
         return lycoris_kinds.count_parameters(info, job, plans)
     total = 0
     for plan in plans:
-        shape = info.components[plan.site.component].shapes[f"{plan.site.path}.weight"]
+        shape = weight_shape(info, plan.site)
         total += plan.rank * (shape[0] + math.prod(shape[1:]))
     return total
 

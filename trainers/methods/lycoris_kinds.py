@@ -23,7 +23,7 @@ from trainers.bases.loader import Base, module_for
 from trainers.errors import InputError
 from trainers.formats import safetensors_io
 from trainers.formats.metadata import finish
-from trainers.methods.site_plan import SitePlan
+from trainers.methods.site_plan import SitePlan, weight_shape
 from trainers.rng import derived_seed
 from trainers.spec import Job
 
@@ -118,7 +118,7 @@ def count_parameters(info: BaseInfo, job: Job, plans: list[SitePlan]) -> int:
     known: dict[tuple, int] = {}
     total = 0
     for plan in chosen(plans, job):
-        shape = tuple(info.components[plan.site.component].shapes[f"{plan.site.path}.weight"])
+        shape = weight_shape(info, plan.site)
         arguments = KINDS[job.kind].arguments(job, plan)
         key = (shape, plan.rank, tuple(arguments.items()))
         if key not in known:

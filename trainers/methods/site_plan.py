@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from trainers.bases.detect import BaseInfo
 from trainers.errors import InputError
 from trainers.formats.sites import Site, check_count, text_sites, unet_sites
 from trainers.spec import Job
@@ -38,6 +39,17 @@ def plan_sites(family: Any, job: Job) -> list[SitePlan]:
     if not plans:
         raise InputError("block_ranks: every block is left out, so nothing would be trained.")
     return plans
+
+
+def weight_shape(info: BaseInfo, site: Site) -> tuple[int, ...]:
+    """The shape of a layer's weight, from the base's header; an InputError names a layer that the base has not."""
+    shape = info.components[site.component].shapes.get(f"{site.path}.weight")
+    if shape is None:
+        raise InputError(
+            f"base: {info.path.name} has no layer {site.path}, which every model of its kind ({info.family}) has; "
+            "choose another base, or options that leave this layer out."
+        )
+    return tuple(shape)
 
 
 def _plan(site: Site, job: Job) -> SitePlan:
