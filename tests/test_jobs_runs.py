@@ -302,3 +302,13 @@ def test_the_time_that_is_left_is_an_estimate_until_ten_steps_of_this_attempt_we
     assert told.eta_measured
     told.take({"event": "launched"})
     assert not told.eta_measured
+
+
+def test_what_the_webui_draws_by_itself_is_not_offered_while_it_trains(jobs):
+    jobs.submit(values(method="hypernetwork", steps=60, comment=LONG))
+    look_until(jobs, "ball", "training")
+    assert "live" in jobs.one("ball").actions
+    jobs.watcher.without_live = frozenset({"hypernetwork"})
+    assert "live" not in jobs.one("ball").actions
+    with pytest.raises(InputError, match="only when its file is finished"):
+        jobs.command("ball", "snapshot")

@@ -67,7 +67,9 @@ class Plugin:
     def started(self) -> None:
         """The host is ready to draw, and so to share its model with trainings."""
         self.sync()
-        self.lender.install(jobs_of(self.host))
+        jobs = jobs_of(self.host)
+        jobs.watcher.without_live = frozenset() if self.draws_hypernetworks else frozenset({"hypernetwork"})
+        self.lender.install(jobs)
 
     def sync(self) -> None:
         """Follows the setting: takes the tags over or gives them back."""

@@ -159,6 +159,8 @@ class Jobs:
             raise InputError(f"{run_id}: this run is {made.state}; it can be asked for this while it trains.")
         if command == "snapshot" and not made.has_live:
             raise InputError(f"{run_id}: a whole model cannot be drawn with while it trains.")
+        if command == "snapshot" and "live" not in made.actions:
+            raise InputError(f"{run_id}: this WebUI draws with a {made.method} only when its file is finished.")
         if command == "sample" and not self.raw_job(run_id).get("sample_prompts"):
             raise InputError(f"{run_id}: this run has no sample prompts to draw.")
         send_command(self.store.find(run_id), command)

@@ -57,7 +57,13 @@ class _Followed:
 
 
 class Watcher:
-    """Views of the runs below one folder. May be asked from several threads."""
+    """Views of the runs below one folder. May be asked from several threads.
+
+    Attributes:
+        without_live: methods whose results the host draws by itself, from finished files only.
+    """
+
+    without_live: frozenset[str] = frozenset()
 
     def __init__(self, runs: Path) -> None:
         self.runs = Path(runs)
@@ -99,7 +105,7 @@ class Watcher:
             is_training = followed.summary.is_training
         made.place = places.get(run) if ticket else None
         _judge(made, run, process is not None, ticket, outcome, failures, is_training)
-        made.actions = _actions(made, run)
+        made.actions = _actions(made, run, made.has_live and made.method not in self.without_live)
         return made
 
 
@@ -198,9 +204,9 @@ def _judge_silence(made: RunView, run: Path, asked: dict[str, Any] | None) -> No
         made.problems = reasons.interrupted(code, why, tail)
 
 
-def _actions(made: RunView, run: Path) -> tuple[str, ...]:
+def _actions(made: RunView, run: Path, has_live: bool) -> tuple[str, ...]:
     allowed = view.ACTIONS[made.state]
-    if not made.has_live:
+    if not has_live:
         allowed = tuple(action for action in allowed if action != "live")
     if (run / "request.yaml").exists() or (run / "job.yaml").exists():
         return allowed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,15 @@ class Drawing:
         if fresh or key not in self._drawn:
             self._drawn[key] = self.server.draw(prompt, negative, **{**SMALL, **more})
         return self._drawn[key]
+
+    @contextlib.contextmanager
+    def forgotten(self) -> Iterator[None]:
+        """Pictures from before are drawn again in here, and pictures from in here afterwards."""
+        kept, self._drawn = self._drawn, {}
+        try:
+            yield
+        finally:
+            self._drawn = kept
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,11 @@ def test_attached_to_the_webuis_own_model(shared, kind_of_webui):
         assert merged.away_from(plain) > 0
     run_id = shared.submit("attach")
     run = shared.until(run_id, lambda run: run["step"] >= 2)
-    assert run["sharing"]["mode"] == "attach", run["sharing"]
+    assert run["sharing"]["mode"] == "attach" and run["sharing"]["attached"], (
+        run["sharing"],
+        run["notes"],
+        run["log"][-8:],
+    )
     told = run["sharing"]["attached"]
     print(f"\nattached: {told['bytes'] / MIB:.0f} MiB, of which {told['private_bytes'] / MIB:.0f} the trainer's own;",
           f"{told['tensors']} tensors; {run['sharing']['reason']}")  # fmt: skip
