@@ -11,9 +11,10 @@ from typing import Any
 
 import gradio as gr
 from fastapi import HTTPException, Request
-from modules import paths_internal, script_callbacks, sd_models, shared
+from modules import paths_internal, sd_models, shared
 
 from extension.api import PREFIX, add_routes
+from extension.hosts.a1111_callbacks import register
 from extension.hosts.base import Host
 from extension.hosts.workshops import workshop_for
 from extension.jobs.copies import second_copies
@@ -33,8 +34,7 @@ def add_tab(
         draw: see `Workshop`.
         changed: told the method that makes such files when a new one lies where the host looks.
     """
-    script_callbacks.on_ui_tabs(_tab)
-    script_callbacks.on_app_started(lambda demo, app: _serve(app, _workshop(host, changed, draw)))
+    register(__file__, ui_tabs=_tab, app_started=lambda demo, app: _serve(app, _workshop(host, changed, draw)))
 
 
 def _tab() -> list[tuple[Any, str, str]]:

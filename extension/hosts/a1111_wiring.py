@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from modules import extra_networks, script_callbacks, scripts
+from modules import extra_networks, scripts
 
 from extension.hosts import a1111_embeddings, a1111_infotext
 from extension.hosts.a1111_builtin import BuiltIn, Ownership
+from extension.hosts.a1111_callbacks import register
 from extension.hosts.a1111_conditioning import Pass
 from extension.hosts.a1111_lease import A1111Lender
 from extension.hosts.a1111_refresh import after_change
@@ -205,14 +206,17 @@ def wire(host: Any, make: Callable[[Any], Plugin] = Plugin) -> type:
     if not _PLUGINS:
         _PLUGINS.append(make(host))
     plugin = _PLUGINS[0]
-    script_callbacks.on_ui_settings(lambda: add_settings(plugin.sync))
     add_tab(host, lambda method: after_change(plugin.ownership, method), plugin.draw)
-    script_callbacks.on_before_ui(lambda: add_axis(scripts.scripts_data))
-    script_callbacks.on_app_started(lambda demo, app: plugin.started())
-    script_callbacks.on_model_loaded(lambda model: plugin.sessions.detach())
-    script_callbacks.on_cfg_denoiser(plugin.sessions.step)
-    script_callbacks.on_script_unloaded(plugin.unload)
-    script_callbacks.on_infotext_pasted(lambda text, params: _paste(plugin, params))
+    register(
+        __file__,
+        ui_settings=lambda: add_settings(plugin.sync),
+        before_ui=lambda: add_axis(scripts.scripts_data),
+        app_started=lambda demo, app: plugin.started(),
+        model_loaded=lambda model: plugin.sessions.detach(),
+        cfg_denoiser=plugin.sessions.step,
+        script_unloaded=plugin.unload,
+        infotext_pasted=lambda text, params: _paste(plugin, params),
+    )
     return _script_class(plugin)
 
 
