@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kinds import KINDS, copy_given, write
-from older_methods import write_older
+from older_methods import files_of_every_kind
 from server import Server
 
 from trainers.formats import safetensors_io
@@ -46,11 +45,8 @@ def state(webui, a1111_folders):
 @pytest.fixture(scope="session")
 def adapters(webui, a1111_folders, state, given_files):
     """An adapter of every kind, and a file of each older method, there before the servers start."""
-    older = write_older(webui, state)
-    copy_given(given_files, a1111_folders)
-    yield {kind: write(a1111_folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
-    for file in older:
-        file.unlink()
+    with files_of_every_kind(webui, a1111_folders, state, given_files) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from kinds import KINDS, copy_given, write
 
 from trainers.formats import aesthetic, hypernetworks
 from trainers.formats.aesthetic import Aesthetic
@@ -33,3 +35,15 @@ def write_older(webui: Path, state: Mapping[str, torch.Tensor]) -> list[Path]:
     one = Aesthetic(torch.randn(16, generator=drawn), projection)
     aesthetic.save(gradient / f"{NAME}.safetensors", one, {})
     return [hyper / f"{NAME}.pt", gradient / f"{NAME}.safetensors"]
+
+
+@contextmanager
+def files_of_every_kind(
+    webui: Path, folders: dict[str, Path], state: Mapping[str, torch.Tensor], given: Path | None
+) -> Iterator[dict[str, Path]]:
+    """An adapter of every kind, what `make_files.py` made, and a file of each older method, as long as this lasts."""
+    older = write_older(webui, state)
+    copy_given(given, folders)
+    yield {kind: write(folders["lora"] / f"k_{kind}.safetensors", kind, state) for kind in KINDS}
+    for file in older:
+        file.unlink()

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kinds import KINDS, copy_given, write
-from older_methods import write_older
+from older_methods import files_of_every_kind
 from server import PROMPT, Drawn, Server
 
 from trainers.formats import safetensors_io
@@ -61,11 +60,8 @@ def patcher_state(webui, patcher_folders, host_python, which_webui):
 @pytest.fixture(scope="session")
 def patcher_adapters(webui, patcher_folders, patcher_state, given_files):
     """An adapter of every kind, and a file of each older method, there before the servers start."""
-    older = write_older(webui, patcher_state)
-    copy_given(given_files, patcher_folders)
-    yield {kind: write(patcher_folders["lora"] / f"k_{kind}.safetensors", kind, patcher_state) for kind in KINDS}
-    for file in older:
-        file.unlink()
+    with files_of_every_kind(webui, patcher_folders, patcher_state, given_files) as made:
+        yield made
 
 
 class Drawing:
