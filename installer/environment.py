@@ -211,7 +211,7 @@ class Environment:
                 raise SetupError(_without_venv(module))
         self.folder.mkdir(exist_ok=True)
         self._write_stamp({"ready": False})
-        status = self._status(f"Making an environment for Python {sys.version_info[0]}.{sys.version_info[1]}")
+        status = self._status(f"Making an environment for Python {'.'.join(map(str, sys.version_info[:2]))}")
         # The base interpreter, not a virtual environment's, so that this one does not depend on that one.
         base = getattr(sys, "_base_executable", "") or sys.executable
         code, output = capture([base, "-m", "venv", self.folder], timeout=600)

@@ -4,6 +4,7 @@
 (function () {
   const athanor = (window.athanor = window.athanor || {});
   const PLACE = /\{\d+\}/g, LEAST = 6; // letters of its own that a template must have to be recognised
+  const MARK = "\u0001", HAN = /[\u4e00-\u9fff]/, WIDE = /[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]/;
   const has = (known, text) => Object.prototype.hasOwnProperty.call(known, text);
   let language = null, templates = [], remembered = new Map();
 
@@ -30,7 +31,45 @@
     }
     if (few) return athanor.t("{0} and {1} more", few[1], few[2]);
     if (!text.includes(" ")) return text;
-    return (has(known, text) ? known[text] : made(known, text, /[.!?]$/.test(text))) || text;
+    const said = has(known, text) ? known[text] : made(known, text, /[.!?]$/.test(text));
+    return said || listed(known, text) || named(known, text) || aside(known, text) || text;
+  }
+
+  /** Something in brackets behind a clause: "read as GB18030 (a.txt and 4 more)"; empty where neither is known. */
+  function aside(known, text) {
+    const found = /^(.+?) \((.+)\)$/s.exec(text), both = found && [value(known, found[1]), value(known, found[2])];
+    return found && (both[0] !== found[1] || both[1] !== found[2]) ? athanor.t("{0} ({1})", ...both) : "";
+  }
+
+  /** "a.png: the file is empty; b.png: it is damaged"; empty where nothing of it is known. */
+  function listed(known, text) {
+    const parts = text.split("; "), said = parts.map((part) => (parts.length > 1 ? value(known, part) : part));
+    return said.some((part, place) => part !== parts[place]) ? said.join("; ") : "";
+  }
+
+  /** "a.png: it is damaged", a name (of a file, an option) with what is said of it; empty where nothing is known. */
+  function named(known, text) {
+    const found = /^((?:[A-Za-z]:)?[^:]{1,200}): (.+)$/s.exec(text);
+    if (!found) return "";
+    const name = value(known, found[1]), said = behind(known, found[2]);
+    return name !== found[1] || said !== found[2] ? athanor.t("{0}: {1}", name, said) : "";
+  }
+
+  /** What stands behind a name: a sentence, or a clause with or without a full stop. */
+  function behind(known, text) {
+    const said = whole(known, text) || value(known, text), clause = text.slice(0, -1);
+    if (said !== text || !text.endsWith(".")) return said;
+    return value(known, clause) !== clause ? athanor.t("{0}.", value(known, clause)) : text;
+  }
+
+  /** Chinese letters stand beside each other without a blank, and beside Latin ones with one, where `MARK` says that a
+   * translated value begins or ends. Names are left as they are. */
+  function fitted(text) {
+    return text.replace(new RegExp(` ?${MARK} ?`, "g"), (mark, at) => {
+      const before = text[at - 1] || "", after = text[at + mark.length] || "";
+      if (WIDE.test(before) && WIDE.test(after)) return "";
+      return (HAN.test(before) && /\w/.test(after)) || (/\w/.test(before) && HAN.test(after)) ? " " : mark.replace(MARK, "");
+    });
   }
 
   function made(known, text, isSentence) {
@@ -39,8 +78,11 @@
       // A value that runs over the end of a sentence belongs to another template.
       if (!found || found.slice(1).some((part) => /[.!?] [A-Z]/.test(part))) continue;
       const values = [];
-      each.numbers.forEach((number, place) => { values[number] = value(known, found[place + 1]); });
-      return athanor.t(each.text, ...values);
+      each.numbers.forEach((number, place) => {
+        const part = found[place + 1], said = value(known, part);
+        values[number] = said === part ? part : MARK + said + MARK;
+      });
+      return fitted(athanor.t(each.text, ...values));
     }
     return "";
   }
@@ -54,10 +96,9 @@
       const said = whole(known, text.slice(0, end));
       if (said) return said + (end < text.length ? between(said) + each(known, text.slice(end + 1)) : "");
     }
-    const labelled = /^([^:]{1,200}): (.+)$/s.exec(text), rest = labelled && (whole(known, labelled[2]) || value(known, labelled[2]));
-    if (rest && rest !== labelled[2]) return `${labelled[1]}: ${rest}`;
-    const first = ends[0];
-    return first < text.length ? `${text.slice(0, first)} ${each(known, text.slice(first + 1))}` : text;
+    const first = ends[0], label = named(known, text);
+    if (label) return label;
+    return first < text.length ? `${text.slice(0, first)} ${each(known, text.slice(first + 1))}` : value(known, text);
   }
 
   const between = (said) => (/[\u3000-\u303f\uff00-\uffef]$/.test(said) ? "" : " "); // full-width stops bring their own room

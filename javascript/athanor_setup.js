@@ -43,17 +43,17 @@
       h("div", { class: "athanor-setup", role: "status" },
         h("div", { class: "athanor-setup-line" },
           h("b", {}, building ? athanor.t("Setting up") : athanor.t("Training is not ready")),
-          h("span", {}, athanor.t(view.sentence)),
+          h("span", {}, athanor.said(view.sentence)),
           building ? "" : h("button", { type: "button", class: "athanor-primary", onclick: repair },
             view.state === "missing" ? athanor.t("Set up") : athanor.t("Repair"))),
         building ? progress(view) : "",
-        view.why ? h("small", {}, athanor.t("It is kept in {0}, because {1}.", view.place, view.why)) : "",
+        view.why ? h("small", {}, athanor.t("It is kept in {0}, because {1}.", view.place, athanor.said(view.why))) : "",
         details(view)),
       athanor.problems(view.notes, "note"));
   }
 
   function progress(view) {
-    const text = athanor.t("Step {0} of {1}: {2}", view.step, view.steps, view.doing);
+    const text = athanor.t("Step {0} of {1}: {2}", view.step, view.steps, athanor.said(view.doing));
     return [h("progress", { max: Math.max(view.steps, 1), value: Math.max(view.step - 0.5, 0), "aria-label": text }),
       h("small", { class: "athanor-setup-doing" }, text, view.line ? h("code", {}, view.line) : "")];
   }

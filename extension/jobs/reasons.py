@@ -16,8 +16,8 @@ _GPU_MEMORY = f"The graphics card's memory did not suffice. {_SMALLER}"
 _MEMORY = f"The computer's memory did not suffice. {_SMALLER}"
 _KILLED = "The system ended the trainer, which is what it does when the computer's memory runs out. Close other programs, or lower the resolution or the batch size; then resume the run."  # noqa: E501
 _UNSEEN = "The trainer ended without a word (the computer was switched off, or it was killed). It can be resumed from its last state."  # noqa: E501
-_WINDOWS = {0xC0000005: "an access violation", 0xC0000017: "no memory left", 0xC000012D: "no memory left",
-            0xC000013A: "Ctrl-C", 0xC0000374: "a damaged heap", 0xC00000FD: "a stack overflow"}  # fmt: skip
+_WINDOWS = {0xC0000005: "by an access violation", 0xC0000017: "by no memory left", 0xC000012D: "by no memory left",
+            0xC000013A: "by Ctrl-C", 0xC0000374: "by a damaged heap", 0xC00000FD: "by a stack overflow"}  # fmt: skip
 
 
 def log_tail(log: Path, start: int = 0, lines: int = TAIL_LINES) -> list[str]:
@@ -53,7 +53,7 @@ def _how(code: int) -> str:
         except ValueError:
             return f"by signal {-code}"
     if code & 0xFFFFFFFF in _WINDOWS:
-        return f"by {_WINDOWS[code & 0xFFFFFFFF]}"
+        return _WINDOWS[code & 0xFFFFFFFF]
     return f"with exit status {code}"
 
 

@@ -8,66 +8,88 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SPOKEN_IN = (
-    "trainers/checks/*.py", "trainers/spec.py", "trainers/running.py", "trainers/data/dataset.py",
-    "trainers/data/scan.py", "trainers/data/walk.py", "trainers/data/captions.py",
-    "trainers/data/caption_files.py", "trainers/bases/detect.py", "trainers/bases/refusals.py",
-    "trainers/engine/precision.py", "trainers/engine/optimizers.py", "trainers/engine/memory.py",
-    "trainers/engine/loop.py", "trainers/engine/results.py", "trainers/engine/session.py", "trainers/engine/verdict.py",
-    "trainers/engine/own_prior.py", "trainers/engine/best.py", "trainers/formats/recipe_png.py", "extension/*.py",
-    "extension/jobs/*.py", "extension/pictures/*.py",
+    "trainers/**/*.py", "extension/*.py", "extension/jobs/*.py", "extension/pictures/*.py", "extension/injection/*.py",
+    "extension/hosts/*.py", "installer/environment.py", "installer/host.py", "installer/lock.py",
+    "installer/packages.py",
 )  # fmt: skip
-"""Where what a page shows most is said. What is told elsewhere stays English."""
+"""Where what the tab shows is said. What is told elsewhere stays English: by commands, in infotexts, in logs."""
+
+NOT_SHOWN = ("trainers/cli.py", "trainers/demo/*.py", "trainers/tools/options_doc.py")
+"""Files among them that speak in a terminal only."""
+
+CLAUSES_IN = (
+    "trainers/bases/refusals.py", "trainers/bases/live.py", "trainers/bases/live_trial.py", "trainers/encodings.py",
+    "trainers/data/caption_files.py", "trainers/data/images.py", "trainers/data/index.py",
+    "trainers/data/toml_config.py", "trainers/engine/attached.py", "trainers/engine/finite.py",
+    "trainers/engine/loop.py", "trainers/formats/live_tensors.py", "trainers/formats/pickles.py",
+    "trainers/formats/safetensors_io.py", "trainers/spec.py", "extension/hosts/lease.py",
+    "extension/hosts/a1111_lease.py", "extension/hosts/forge_lease.py", "extension/jobs/child.py",
+    "extension/jobs/lease.py", "extension/jobs/less_memory.py", "extension/jobs/places.py",
+    "extension/jobs/reasons.py", "installer/machine.py", "installer/problems.py",
+)  # fmt: skip
+"""Files whose clauses stand inside sentences, as the reason or as what a thing is."""
 
 
 PHRASES = (
-    # what a run is doing
+    # what a run or a set-up is doing
     "loading", "pictures read", "pictures prepared", "encoding captions", "texts", "drawing class pictures",
-    "looking at pictures", "drawing the verdict sheet",
+    "looking at pictures", "drawing the verdict sheet", "Installing the trainers' packages",
+    "Checking that everything can be imported",
     # of pictures and folders
-    "it is not a picture that can be read, or it is damaged", "for regularisation", "to train on",
+    "for regularisation", "to train on", "have no caption while others do", "a side in pixels, or [width, height]",
+    "; write folders of Windows in single quotes: 'C:\\pictures'", "; remove it to train without it",
+    # what an option takes
+    "yes or no", "a list of texts (on the command line separated by |)",
+    "names with numbers, such as {mid: 8, up_1: 4} (on the command line mid=8,up_1=4)",
+    "a number, true or false, or none",
     # why nobody attaches, and how a device is shared
-    "DreamBooth changes the model's own weights, so it trains a copy", "the WebUI has another model loaded",
-    "pictures of the class are drawn first, with a copy",
+    "DreamBooth changes the model's own weights, so it trains a copy",
     "base_dtype asks for a base in 8 bits, which the WebUI's is not",
-    "as you asked", "without a second copy, and you can go on drawing", "hand the model over", "train side by side",
-    "the WebUI's model is not whole in memory", "a part of the WebUI's model is moved out of the card's memory",
-    "memory of graphics cards cannot be shared between processes under WSL", "the WebUI has ended",
-    "the WebUI has just loaded another model", "the WebUI runs another version of Athanor",
-    # what was done when the memory did not suffice
-    "pictures are encoded one by one", "the WebUI makes room", "gradient checkpointing was turned on",
-    "the base is kept in 8 bits", "began again",
-    "It goes on in fp32.",
+    "Stable Diffusion 1.x, 2.x and XL base models can be trained",
+    "began again", "It goes on in fp32.", "this request cannot be read",
+    "This WebUI runs in the trainers' environment; mend it with: python install.py demo",
+    # what is said before a reason
+    "The WebUI could not draw it", "The trainers could not look at this job", "The verdict sheet could not be drawn",
 )  # fmt: skip
-"""Clauses and names that stand inside sentences, or for themselves."""
+"""Clauses and names that stand inside sentences, or for themselves, and are not found by themselves."""
 
 INSIDE = (
     "{0} pictures", "{0} captions", "{0} caption files", "{0} buckets", "{0} tokens", "{0} files", "{0} mask files",
-    "{0} and {1} more", "it is damaged or cut short ({0})", "continued from step {0}", "epsilon prediction",
-    "v prediction", ", unrelated pictures at {0} of the base's loss",
-    "memory cannot be shared between processes on {0}", "by the signal {0}", "with exit status {0}",
-    "batches of {0} became {1} times {2}, added up",
+    "{0} metadata lines", "{0} and {1} more", "it is damaged or cut short ({0})", "epsilon prediction",
+    "v prediction", ", unrelated pictures at {0} of the base's loss", "continued from step {0}",
+    "memory cannot be shared between processes on {0}", "with exit status {0}", "exit status {0}", "by signal {0}",
+    "read as {0}", "{0} vectors {1} wide", "{0} numbers, such as {1}", "{0} from {1} to {2}{3}",
+    "have no readable caption (not text: {0})", "{0} files are not read; convert it to PNG or JPEG",
+    "{0} x {1} is too small for a bucket while upscale is off", "; use {0} instead",
+    " (step {0} of {1}: {2})", " ({0} are needed and {1} are free)", "the CUDA build ({0})",
+    "Making an environment for Python {0}", "Installing {0}, {1}", "{0} ({1})", "{0}: {1}", "{0}.",
 )  # fmt: skip
 """What values are made of: numbers with what they count, lists that are cut short, clauses with values of their own."""
 
 
 def templates() -> list[str]:
-    """Each sentence once, its values as {0}, {1}, … in their order."""
-    files = [path for pattern in SPOKEN_IN for path in sorted(ROOT.glob(pattern))]
-    found = [text for path in files for text in _in_file(path)]
-    return list(dict.fromkeys(found))
+    """Each sentence once, its values as {0}, {1}, … in their order; clauses as well, where they are looked for."""
+    silent = set(_files(NOT_SHOWN))
+    said = [text for path in _files(SPOKEN_IN) if path not in silent for text in _in_file(path, _is_sentence)]
+    clauses = [text for path in _files(CLAUSES_IN) for text in _in_file(path, _is_clause)]
+    return list(dict.fromkeys([*said, *clauses]))
 
 
-def _in_file(path: Path) -> Iterator[str]:
+def _files(patterns: Iterable[str]) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+
+
+def _in_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {id(part) for node in ast.walk(tree) for part in _silent(node)}
     for node in ast.walk(tree):
-        if id(node) not in skipped and (text := _template(node)) and _is_sentence(text):
+        if id(node) not in skipped and (text := _template(node)) and wanted(text):
             yield text
 
 
@@ -81,7 +103,7 @@ def _silent(node: ast.AST) -> Iterator[ast.AST]:
 
 def _template(node: ast.AST) -> str:
     if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else ""
+        return node.value.removeprefix(" ") if isinstance(node.value, str) else ""
     if not isinstance(node, ast.JoinedStr):
         return ""
     number, text = 0, ""
@@ -91,10 +113,20 @@ def _template(node: ast.AST) -> str:
         else:
             text += f"{{{number}}}"
             number += 1
-    return text
+    return re.sub(
+        r"(?<=[.!?]) ?{\d+}$", "", text.removeprefix(" ")
+    )  # what follows a full stop is a sentence of its own
 
 
 def _is_sentence(text: str) -> bool:
     """Whole sentences only: no pieces of them, no lines of a terminal."""
     is_whole = re.match(r"[\w{“\"]", text) and text[-1] in ".!?"
     return bool(is_whole and re.search(r"[a-z]{2,} .*[a-z]{2,}", text) and "\n" not in text)
+
+
+def _is_clause(text: str) -> bool:
+    """Words of a language, without a full stop: no names of tensors, no texts that are looked for."""
+    plain = re.sub(r"\([^()]*\)|\d\.x", "x", text)
+    words = re.findall(r"[a-zA-Z]+", re.sub(r"{\d}", "", text))
+    least = 2 if re.match(r"an? ", text) else 3
+    return bool(re.fullmatch(r"[a-z{][^_.:|\\]*[\w}]", plain)) and len(words) >= least

@@ -33,8 +33,9 @@ SAID = ("needs at least {0} pictures", "needs about {0} GB of graphics memory", 
 
 def page_texts() -> list[str]:
     """Every text, each once, in the order it is found."""
-    found = [*_in_scripts(), *_in_schema(), *_in_tables(), *SAID, *sentences.PHRASES, *sentences.INSIDE]
-    return list(dict.fromkeys(text for text in found if re.search("[A-Za-z]", text)))
+    found = [*_in_scripts(), *_in_schema(), *_in_tables(), *SAID, *sentences.PHRASES]
+    worded = [text for text in found if re.search("[A-Za-z]", text)]
+    return list(dict.fromkeys([*worded, *sentences.INSIDE]))
 
 
 def _in_scripts() -> Iterator[str]:
