@@ -21,6 +21,13 @@ _HASHES = re.compile(r'Lora hashes: ("[^"]*"|[^,]*), ')
 READS = {"a1111": tuple(KINDS), "forge": THEIRS, "reforge": THEIRS}
 """What each WebUI's own loader reads."""
 HIRES = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6, "hr_scale": 2}
+_TILES = {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
+MERGED = {"on": {"settings": {"token_merging_ratio": 0.6}}, "off": {}}
+TILES = {
+    "a1111": {"on": {"settings": _TILES}, "off": {"settings": {**_TILES, "hypertile_enable_unet": False}}},
+    "reforge": {"on": {"alwayson_scripts": {"HyperTile Integrated": {"args": [True, 128, 1, 0, False]}}}, "off": {}},
+}
+"""Requests in which self-attention sees tiles instead of whole pictures, and without; Forge has no such thing."""
 MORE_HIRES = {"forge": {"hr_cfg": 5, "hr_additional_modules": ["Use same choices"]}}
 
 

@@ -34,6 +34,7 @@ SETTINGS = {
     "batch_cond_uncond": True,
     "skip_early_cond": 0.0,
     "pad_cond_uncond": False,
+    "token_merging_ratio": 0.0,
     "live_previews_enable": False,  # those of an SDXL would need a download
     "sd_lora": "None",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from host_fixtures import tag, without_hashes
+from host_fixtures import MERGED, READS, TILES, tag, without_hashes
 from kinds import KINDS
 from older_methods import NAME
 from server import PROMPT
@@ -95,6 +95,25 @@ def test_regions_in_prompts_of_other_lengths_and_with_windows(hosts):
         both = hosts.ours(f"{PROMPT} {left} {right}", long, settings=settings)
         whole = hosts.ours(f"{PROMPT} <lora:k_lora:0.8:stop=0.5>", long, settings=settings)
         assert both.away_from(whole) <= 1 and both.away_from(hosts.ours(PROMPT, long, settings=settings)) > 2
+
+
+@pytest.mark.parametrize("way", [{name: MERGED for name in READS}, TILES], ids=["merged tokens", "tiles"])
+def test_where_attention_sees_fewer_tokens_or_more_rows(hosts, way):
+    """Token merging leaves out some of a row's tokens, hypertile makes several rows of one: each keeps its tags."""
+    if hosts.kind not in way:
+        pytest.skip(f"{hosts.kind} has no hypertile")
+    close = 4 if way is not TILES else 1  # which token is most like another is a choice that rounding may change
+    way = way[hosts.kind]
+    on, off = ({"width": 256, "height": 256, **way[switch]} for switch in ("on", "off"))
+    try:
+        drawn = hosts.ours(tag("lora"), **on)
+        assert drawn.away_from(hosts.alone(tag("lora"), **on)) <= close
+        assert hosts.ours(f"{PROMPT} {PART}", "blurry <lora:k_lora:0.7>", **on).away_from(drawn) <= close
+        negative = hosts.ours(PROMPT, "blurry <lora:k_lora:0.7>", **on)
+        assert negative.away_from(drawn) > 2 * close and negative.away_from(hosts.ours(**on)) > 2 * close
+        assert drawn.away_from(hosts.ours(tag("lora"), **off)) > close  # it does something here
+    finally:
+        hosts.ours(**off), hosts.alone(**off)
 
 
 def test_the_hires_pass(hosts):
