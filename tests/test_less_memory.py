@@ -10,6 +10,7 @@ from jobs_helpers import until, values
 
 from extension.jobs import less_memory
 from extension.jobs.lease import ATTACH, HAND_OVER, RECORD, SIDE_BY_SIDE
+from extension.jobs.view import Summary
 from trainers import errors, spec
 from trainers.events import EventLog, read_events
 
@@ -44,6 +45,30 @@ def test_memory_that_spills_is_followed_by_a_smaller_plan_too(jobs):
     assert view.state == "done" and job.gradient_checkpointing == "on"
     told = "The memory spilled into the computer's own: gradient checkpointing was turned on, continued from step 3."
     assert told in view.notes
+    events, _ = read_events(jobs.runs / "ball" / "events.jsonl")
+    assert [event["check"] for event in events if event["event"] == "reduced"] == [less_memory.SPILLS]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"check": "memory", "why": "in other words"},
+            "The memory spilled into the computer's own: less, began again.",
+        ),
+        ({"check": "", "why": "spilled, not"}, "The memory did not suffice: less, began again."),
+        # as it was written before the event said which check had stopped the run
+        (
+            {"why": "the memory spilled into the computer's own"},
+            "The memory spilled into the computer's own: less, began again.",
+        ),
+        ({"why": "the memory did not suffice"}, "The memory did not suffice: less, began again."),
+    ],
+)
+def test_what_a_run_says_of_less_memory_is_read_from_a_field_and_from_older_runs_words(fields, told):
+    summary = Summary()
+    summary.take({"event": "reduced", "what": "less", "step": 0, **fields})
+    assert summary.notes == [told]
 
 
 def test_it_gives_up_where_nothing_smaller_is_left(jobs):

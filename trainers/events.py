@@ -15,7 +15,8 @@ progress    what, done, total (preparing: caching pictures, encoding captions, â
 note        text (something a person should know; nothing is wrong with the run)
 paused      (the WebUI draws on the same device)
 continued   seconds
-reduced     what, step, why (written by a queue that lets a run go on with less memory)
+reduced     what, step, why, check (written by a queue that lets a run go on with less memory; the check that had
+            stopped it, "" where none had)
 check       step, id, severity, text, what_to_do, pictures, overridden (a finding of `trainers.checks`; after
             a red one the run saves and stops)
 step        step, steps, epoch, loss, weighted_loss, loss_average, lr (per group), grad_norm, seconds, eta

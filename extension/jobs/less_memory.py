@@ -126,8 +126,8 @@ def reduce(run: Path) -> str:
     smaller, done = found
     write_text(file, spec.to_yaml(smaller))
     log = EventLog(run / "events.jsonl")
-    spilled = events and events[-1].get("check") == SPILLS
-    why = "the memory spilled into the computer's own" if spilled else "the memory did not suffice"
-    log.emit("reduced", what=done, step=newest_step(run), why=why)
+    check = str(events[-1].get("check") or "") if events and events[-1]["event"] == "stopped" else ""
+    why = "the memory spilled into the computer's own" if check == SPILLS else "the memory did not suffice"
+    log.emit("reduced", what=done, step=newest_step(run), why=why, check=check)
     log.close()
     return done

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from extension.jobs.estimates import MEASURED_STEPS
+from extension.jobs.less_memory import SPILLS
 
 QUEUED, PREPARING, TRAINING, STOPPING = "queued", "preparing", "training", "stopping"
 STOPPED, DONE, FAILED, INTERRUPTED = "stopped", "done", "failed", "interrupted"
@@ -212,7 +213,9 @@ class Summary:
     def _on_reduced(self, event: dict[str, Any]) -> None:
         step = event.get("step") or 0
         where = f"continued from step {step}" if step else "began again"
-        if "spilled" in str(event.get("why")):
+        # Runs from before the event had the field say it in their own words.
+        check = event.get("check", SPILLS if "spilled" in str(event.get("why")) else "")
+        if check == SPILLS:
             self.notes.append(f"The memory spilled into the computer's own: {event.get('what')}, {where}.")
         else:
             self.notes.append(f"The memory did not suffice: {event.get('what')}, {where}.")
