@@ -74,11 +74,11 @@ def _add_grids(router: APIRouter, workshop: Workshop) -> None:
 
     @router.post("/library/grid")
     def begin(body: dict[str, Any] = _BODY) -> dict[str, Any]:
-        """Draws a grid of `run` (or of the file `id`): `files` (headings), `prompts`, `weights`."""
+        """Draws a grid of `run` (or of the file `id`): `files` (headings), `prompts`, `weights`, sampling `steps`."""
         title, _, files = _files(workshop, text_of(body, "run"), text_of(body, "id"))
         wanted = body.get("files")
         chosen = [one for one in files if not isinstance(wanted, list) or one[0] in wanted]
-        return grids.begin(checked(title, chosen, body.get("prompts"), body.get("weights")))
+        return grids.begin(checked(title, chosen, body.get("prompts"), body.get("weights"), body.get("steps")))
 
     @router.get("/library/grid")
     def one(name: str) -> dict[str, Any]:

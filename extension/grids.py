@@ -19,7 +19,8 @@ from trainers.errors import InputError
 
 MOST_PICTURES = 400
 SEED = 42
-_STEPS = 20
+STEPS = 20
+_MOST_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Drawing:
 
     prompt: str
     seed: int = SEED
-    steps: int = _STEPS
+    steps: int = STEPS
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -45,12 +46,14 @@ class Wish:
 
     Attributes:
         files: heading and path.
+        steps: sampling steps of each picture.
     """
 
     title: str
     files: Sequence[tuple[str, Path]]
     prompts: Sequence[str]
     weights: Sequence[float]
+    steps: int = STEPS
 
     @property
     def cells(self) -> list[tuple[int, int | None, float]]:
@@ -61,8 +64,8 @@ class Wish:
                          for row in range(len(self.prompts))]  # fmt: skip
 
 
-def checked(title: str, files: Sequence[tuple[str, Path]], prompts: Any, weights: Any) -> Wish:
-    """A wish out of a client's lists.
+def checked(title: str, files: Sequence[tuple[str, Path]], prompts: Any, weights: Any, steps: Any = None) -> Wish:
+    """A wish out of a client's lists and, where it names any, its sampling steps.
 
     Raises:
         InputError: one of them will not do.
@@ -73,7 +76,10 @@ def checked(title: str, files: Sequence[tuple[str, Path]], prompts: Any, weights
     numbers = [each for each in weights if isinstance(each, (int, float))] if isinstance(weights, list) else []
     if not kept or not numbers or not all(-4 <= each <= 4 for each in numbers):
         raise InputError("A grid needs at least one prompt, and strengths between -4 and 4.")
-    wish = Wish(title, list(files), kept, list(dict.fromkeys(float(each) for each in numbers)))
+    if steps is not None and (type(steps) is not int or not 1 <= steps <= _MOST_STEPS):
+        raise InputError(f"A grid's steps must be a whole number between 1 and {_MOST_STEPS}.")
+    weights = list(dict.fromkeys(float(each) for each in numbers))
+    wish = Wish(title, list(files), kept, weights, steps or STEPS)
     if not files or len(wish.cells) > MOST_PICTURES:
         raise InputError(f"A grid of {len(wish.cells)} pictures is too large; {MOST_PICTURES} are the most.")
     return wish
@@ -150,8 +156,8 @@ class _Work(threading.Thread):
         self._wish, self._draw = wish, draw
         self._said: dict[str, Any] = {
             "title": wish.title, "prompts": list(wish.prompts), "weights": sorted(wish.weights),
-            "files": [heading for heading, _ in wish.files], "seed": SEED, "done": 0, "total": len(wish.cells),
-            "cells": [], "problem": "", "seconds": 0.0,
+            "files": [heading for heading, _ in wish.files], "seed": SEED, "steps": wish.steps, "done": 0,
+            "total": len(wish.cells), "cells": [], "problem": "", "seconds": 0.0,
         }  # fmt: skip
         self._write()
 
@@ -168,7 +174,8 @@ class _Work(threading.Thread):
                 if self.cancelled.is_set():
                     break
                 tag = "" if file is None else f" <lora:{tags[file]}:{weight:g}>"
-                picture = self._draw(Drawing(self._wish.prompts[row] + tag, seed=SEED + row, files=names))
+                prompt = self._wish.prompts[row] + tag
+                picture = self._draw(Drawing(prompt, seed=SEED + row, steps=self._wish.steps, files=names))
                 picture.save(self.place / f"{number:04d}.png")
                 self._said["cells"].append({"cell": number, "prompt": row, "file": file, "weight": weight})
                 self._said |= {"done": number + 1, "seconds": round(time.monotonic() - began, 1)}

@@ -29,10 +29,11 @@
   function drawForm(about) {
     const prompts = h("textarea", { rows: Math.max(2, about.prompts.length), value: about.prompts.join("\n"), "aria-label": t("Prompts, one on each line") });
     const weights = h("input", { type: "text", value: WEIGHTS, "aria-label": t("Strengths") });
+    const steps = h("input", { type: "text", inputmode: "numeric", value: 20 });
     const files = about.files.map((file) => h("input", { type: "checkbox", value: file, checked: true }));
     const count = h("p", { class: "athanor-quiet", "aria-live": "polite" });
     const wish = () => ({ prompts: prompts.value.split("\n").map((each) => each.trim()).filter(Boolean),
-      weights: weights.value.split(/[,;\s]+/).filter(Boolean).map(Number), files: files.filter((each) => each.checked).map((each) => each.value) });
+      weights: weights.value.split(/[,;\s]+/).filter(Boolean).map(Number), steps: steps.value === "" ? null : Number(steps.value), files: files.filter((each) => each.checked).map((each) => each.value) });
     const tell = () => {
       const { prompts: lines, weights: numbers, files: chosen } = wish();
       count.textContent = t("{0} pictures, with fixed seeds", lines.length * (1 + numbers.length * chosen.length));
@@ -42,7 +43,7 @@
       h("p", { class: "athanor-quiet" }, t("The WebUI draws each prompt without it, then with each file at each strength.")),
       h("div", { class: "athanor-pair" },
         h("label", {}, t("Prompts, one on each line"), prompts),
-        h("div", {}, h("label", {}, t("Strengths"), weights),
+        h("div", {}, h("label", {}, t("Strengths"), weights), h("label", {}, t("Sampling steps"), steps),
           about.files.length > 1 ? h("div", { class: "athanor-checks", role: "group", "aria-label": t("Saved at step") }, h("span", {}, t("Saved at step")),
             files.map((box) => h("label", { class: "athanor-check" }, box, box.value))) : "")),
       count, h("div", { class: "athanor-buttons" },

@@ -99,10 +99,15 @@ def test_a_grid_is_drawn_cell_by_cell_and_can_be_cancelled(workshop):
 
     workshop.draw = draw
     client = serve(workshop)
-    wish = {"id": "lora/old ones/cat.safetensors", "prompts": ["zkw cat", " ", "a house"], "weights": [0.5, 1]}
+    wish = {
+        "id": "lora/old ones/cat.safetensors",
+        "prompts": ["zkw cat", " ", "a house"],
+        "weights": [0.5, 1],
+        "steps": 7,
+    }
     about = client.get(f"{V1}/library/grid/about", params={"id": wish["id"]}).json()
     assert about["files"] == ["cat"] and about["prompts"][0] == "zkw cat" and "zkw" not in about["prompts"][-1]
-    grid = client.post(f"{V1}/library/grid", json=wish).json()
+    grid = client.post(f"{V1}/library/grid", json={**wish, "steps": 7}).json()
     assert (grid["total"], grid["drawing"]) == (6, True)
     assert client.post(f"{V1}/library/grid", json=wish).status_code == 422  # one at a time
     for _ in range(3):
@@ -115,7 +120,8 @@ def test_a_grid_is_drawn_cell_by_cell_and_can_be_cancelled(workshop):
     client.post(f"{V1}/library/grid/cancel", json={"name": grid["id"]})
     go_on.release()
     until(lambda: not client.get(f"{V1}/library/grid", params={"name": grid["id"]}).json()["drawing"], 20)
-    assert len(asked) == 4 and asked[0].prompt == "zkw cat" and asked[0].seed == asked[2].seed != asked[1].seed
+    assert len(asked) == 4 and now["steps"] == asked[3].steps == 7
+    assert asked[0].prompt == "zkw cat" and asked[0].seed == asked[2].seed != asked[1].seed
     (name,) = asked[2].files
     assert asked[2].prompt == f"zkw cat <lora:{name}:1>" and asked[2].files[name].name == "cat.safetensors"
 
@@ -129,7 +135,8 @@ def test_what_a_grid_cannot_be_is_said(workshop):
 
     workshop.draw = draw
     client = serve(workshop)
-    for change in ({"prompts": []}, {"weights": ["x"]}, {"weights": [99]}, {"prompts": "x"}, {"prompts": ["x"] * 300}):
+    wrong = ({"prompts": []}, {"weights": ["x"]}, {"weights": [99]}, {"prompts": "x"}, {"prompts": ["x"] * 300})
+    for change in (*wrong, {"steps": 0}, {"steps": 2.5}, {"steps": True}):
         assert client.post(f"{V1}/library/grid", json={**wish, **change}).status_code == 422
     grid = client.post(f"{V1}/library/grid", json=wish).json()["id"]
     until(lambda: client.get(f"{V1}/library/grid", params={"name": grid}).json()["problem"] == "Nothing is loaded.", 20)

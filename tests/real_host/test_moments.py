@@ -168,7 +168,7 @@ def test_trained_again_under_the_same_name_it_takes_effect_at_once(host):
 
 def test_a_grid_is_drawn_and_a_file_renamed(host):
     card = next(one for one in host.server.get("/athanor/v1/library")["entries"] if one["id"] and one["name"] == NAME)
-    wish = {"id": card["id"], "prompts": [PROMPT], "weights": [1]}
+    wish = {"id": card["id"], "prompts": [PROMPT], "weights": [1], "steps": 2}
     grid = host.server.post("/athanor/v1/library/grid", wish)["id"]
     end = time.monotonic() + 300
     while (now := host.server.get(f"/athanor/v1/library/grid?name={grid}"))["drawing"] and time.monotonic() < end:
