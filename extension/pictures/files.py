@@ -19,6 +19,7 @@ MASK = "-masklabel.png"
 # AVIF last: older Pillows do not know it, and stop there.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MOST_PIXELS = 120_000_000
+_NO_PICTURE = "is not a picture that can be read."
 _TOO_LARGE = f"has more than {MOST_PIXELS // 1_000_000} million pixels; make it smaller first."
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -60,7 +61,7 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     except Image.DecompressionBombError:
         raise InputError(f"{shown[:100]}: {_TOO_LARGE}") from None
     except Exception:  # Pillow raises many kinds on what is no picture
-        raise InputError(f"{shown[:100]}: is not a picture that can be read.") from None
+        raise InputError(f"{shown[:100]}: {_NO_PICTURE}") from None
     width, height = opened.size
     if width * height > MOST_PIXELS:
         opened.close()

@@ -151,7 +151,7 @@ class Loop:
         if self.s.ema:
             self.s.ema.update(self.s.parameters())
 
-    def _skip(self, what: str) -> None:
+    def _skip(self, why: str) -> None:
         """A non-finite step changes nothing. Several in a row go back to the last good state with a lower rate."""
         counters = self.counters
         if self.s.scaler:  # an overflow of the scaled loss is usual: the scale shrinks and the run goes on
@@ -160,7 +160,6 @@ class Loop:
         counters.step += 1
         counters.skipped += 1
         counters.skipped_in_a_row += 1
-        why = f"the {what} was not finite"
         self.s.events.emit("skipped", step=counters.step, why=why)
         self.show.line(f"Step {counters.step} changed nothing: {why}.")
         limit = SKIPS_BEFORE_ROLLBACK if not self.s.scaler else 10 * SKIPS_BEFORE_ROLLBACK
