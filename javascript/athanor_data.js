@@ -33,7 +33,8 @@
     return state.selected.size ? chosen : shown;
   };
 
-  data.bucketOf = (picture) => (picture.bucket ? `${picture.bucket[0]} × ${picture.bucket[1]}` : "");
+  /** What a picture is cut to; nothing for one that cannot be read, which nobody learns from. */
+  data.bucketOf = (picture) => (picture.bucket && !picture.kinds.has("broken") ? `${picture.bucket[0]} × ${picture.bucket[1]}` : "");
 
   // ---- the frame
 
@@ -190,7 +191,7 @@
   function drawChips() {
     const all = state.view.pictures, only = (changes) => { Object.assign(state, { kind: "", bucket: "" }, changes); data.changed(); };
     const buckets = new Map();
-    for (const picture of all) if (picture.bucket) buckets.set(data.bucketOf(picture), (buckets.get(data.bucketOf(picture)) || 0) + 1);
+    for (const bucket of all.map(data.bucketOf).filter(Boolean)) buckets.set(bucket, (buckets.get(bucket) || 0) + 1);
     const kinds = Object.keys(KINDS).map((kind) => [kind, all.filter((picture) => picture.kinds.has(kind)).length]).filter(([, number]) => number);
     athanor.fill(parts.chips,
       chip(t("All"), all.length, !state.kind && !state.bucket, () => only({})),

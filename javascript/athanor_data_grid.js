@@ -62,8 +62,8 @@
   }
 
   function tell(picture, said, word) {
-    const from = picture.width ? `${picture.width} × ${picture.height}` : "";
-    said.textContent = [from && picture.bucket ? `${from} → ${data.bucketOf(picture)}` : from, word].filter(Boolean).join(" · ");
+    const from = picture.width ? `${picture.width} × ${picture.height}` : "", to = data.bucketOf(picture);
+    said.textContent = [from && to ? `${from} → ${to}` : from, word].filter(Boolean).join(" · ");
   }
 
   /** The caption: written when the field is left, or with Ctrl+Enter, which goes on to the next one. */

@@ -288,3 +288,13 @@ def test_a_bad_autoencoder_goes_on_in_fp32_and_says_so(tiny_base, monkeypatch):
     made.encode_moments(pixels)
     made.encode_moments(pixels)
     assert len(made.notes) == 1 and list(good) == [30.0]  # two are looked at
+
+
+def test_a_bad_autoencoder_is_told_once_by_what_was_seen_last(tiny_base, monkeypatch):
+    job, info = session.check_base(spec.parse(job_values(tiny_base("sd1"), ROOT)))
+    made = models.Models(info, job, torch.device("cpu"), torch.bfloat16)
+    decibels = iter([11.0, 12.0])
+    monkeypatch.setattr(models, "psnr", lambda one, other: next(decibels))
+    for _ in range(models.ROUND_TRIPS):
+        made.encode_moments(torch.zeros(1, 3, 64, 64))
+    assert len(made.notes) == 1 and "12 dB in fp32" in made.notes[0] and "Name another with vae" in made.notes[0]

@@ -16,6 +16,8 @@ from extension.hosts.forge import Forge, family_of, parts_of
 from extension.hosts.forge_embeddings import FedStores, add_to_stores, remove_from_stores
 from extension.hosts.forge_patcher import PatchedUnet
 from extension.injection.embeddings import Embedding as OurEmbedding
+from extension.tokens import tokenizer_of
+from trainers.bases.tokenizer import write_vocabulary
 
 torch.set_num_threads(1)
 
@@ -133,6 +135,18 @@ def test_which_webui_this_is(monkeypatch, present, which):
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     hosts = {"forge": forge, "reforge": reforge, "a1111": a1111}
     assert [name for name, host in hosts.items() if host.detect()] == ([which] if which else [])
+
+
+def test_words_are_split_while_no_model_is_loaded(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    folder = tmp_path / "shipped_words" / "below" / "tokenizer"
+    folder.mkdir(parents=True)
+    write_vocabulary(folder)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = tokenizer_of(forge.tokenizer_in("shipped_words", "below", "tokenizer"))
+    assert found("sks Basketball") == ["sks</w>", "basketball</w>"]
+    assert forge.tokenizer_in("no_such_package", "tokenizer") is None
+    assert forge.tokenizer_in("shipped_words", "elsewhere") is None
 
 
 def test_model_without_making_forge_load_one(monkeypatch):

@@ -13,6 +13,7 @@ from io import BytesIO
 
 import pytest
 import torch
+from data_steps import Data
 from jobs_helpers import fake_environment, kill_all, until
 from page_steps import PROMPT, open_tab, opened, train_from_the_form, wait_until_done
 from PIL import Image
@@ -204,30 +205,25 @@ def test_captions_are_changed_together_taken_back_and_handed_to_the_form(page, t
     folder = make_pictures(workshop.pictures / "toys 玩具", 4)
     for number in range(4):
         (folder / f"picture {number}.txt").unlink()
-    tab.get_by_role("tab", name="Data").press("Enter")
-    data = page.locator("#athanor-screen-data")
-    data.get_by_label("Folder with pictures").fill(str(folder))
-    data.get_by_label("Folder with pictures").press("Enter")
-    offer = data.locator(".athanor-offer")
+    data = Data(page).open()
+    data.show(folder)
+    offer = data.screen.locator(".athanor-offer")
     offer.get_by_label("Trigger word").fill("sks")
     offer.get_by_label("Kind of thing").fill("robot")
     offer.get_by_role("button", name="Write “photo of sks robot”").press("Enter")
-    data.get_by_role("button", name="photo of sks robot 4").press("Enter")  # the tag, which is now in the box of tags
-    data.get_by_label("Replace by").fill("a drawing")
-    data.get_by_role("button", name="Replace (4)").press("Enter")
-    data.get_by_role("button", name="Undo: “photo of sks robot” replaced by “a drawing”").wait_for()
-    caption = data.get_by_label("Caption of picture 2.png")
-    assert caption.input_value() == "a drawing"
-    caption.fill("written by hand")
-    caption.press("Control+Enter")
-    data.get_by_role("button", name="Undo: caption of picture 2.png").press("Enter")
-    page.wait_for_function("!document.body.innerText.includes('Undo: caption of picture 2.png')")
+    data.screen.get_by_role("button", name="photo of sks robot 4").press("Enter")  # it is in the box of tags now
+    data.screen.get_by_label("Replace by").fill("a drawing")
+    data.screen.get_by_role("button", name="Replace (4)").press("Enter")
+    data.screen.get_by_role("button", name="Undo: “photo of sks robot” replaced by “a drawing”").wait_for()
+    assert data.caption("picture 2.png").input_value() == "a drawing"
+    data.write("picture 2.png", "written by hand")
+    data.undo("caption of picture 2.png")
     assert (folder / "picture 2.txt").read_text(encoding="utf-8") == "a drawing\n"
-    data.get_by_label("Select picture 3.png").check()
-    data.get_by_role("button", name="Set aside").press("Enter")
-    data.get_by_role("button", name="Undo: 1 picture set aside").wait_for()
+    data.select("picture 3.png")
+    data.screen.get_by_role("button", name="Set aside").press("Enter")
+    data.screen.get_by_role("button", name="Undo: 1 picture set aside").wait_for()
     assert not (folder / "picture 3.png").exists() and len(list((folder / ".set-aside").iterdir())) == 2
-    data.get_by_role("button", name="Train on these").press("Enter")
+    data.screen.get_by_role("button", name="Train on these").press("Enter")
     assert tab.get_by_label("Pictures", exact=True).input_value() == str(folder)
     assert tab.get_by_label("Trigger word", exact=True).first.input_value() == "sks"
     assert page.errors == []

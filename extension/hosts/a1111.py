@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,10 @@ class A1111:
             PREDICTIONS.get(str(getattr(sd_model, "parameterization", "")), ""),
             own_vae(),
         )
+
+    def shipped_tokenizer(self) -> Any:
+        """The one that comes with open_clip, which this host loads at its start."""
+        return getattr(sys.modules.get("open_clip.tokenizer"), "_tokenizer", None)
 
     def option(self, key: str, default: Any) -> Any:
         """A setting, as the person left it."""

@@ -64,6 +64,9 @@ class Host(Protocol):
     def model(self) -> LoadedModel | None:
         """The model that is loaded, None while there is none."""
 
+    def shipped_tokenizer(self) -> Any:
+        """CLIP's tokenizer, as a host has it while no model is loaded; None where it has none then."""
+
     def option(self, key: str, default: Any) -> Any:
         """A setting of ours, as the person left it."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from extension.hosts.a1111 import A1111, PREDICTIONS
 from extension.hosts.base import LoadedModel
 
 _ENCODERS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
+_TOKENIZER = ("backend", "huggingface", "runwayml", "stable-diffusion-v1-5", "tokenizer")
 COMPONENTS = ("text_encoder", "text_encoder_2")
 
 
@@ -63,6 +66,18 @@ def embedding_width(encoder: Any) -> int:
     return int(getattr(table, "wrapped", table).weight.shape[1])
 
 
+@lru_cache(maxsize=1)
+def tokenizer_in(package: str, *below: str) -> Any:
+    """CLIP's tokenizer from a folder of one of the host's packages, made with the host's own transformers.
+
+    None where the host has not loaded transformers, or where the folder is not there.
+    """
+    found, transformers = importlib.util.find_spec(package), sys.modules.get("transformers")
+    places = [Path(place, *below) for place in (found and found.submodule_search_locations) or ()]
+    folder = next((place for place in places if (place / "vocab.json").is_file()), None)
+    return transformers.CLIPTokenizer.from_pretrained(folder) if transformers and folder else None
+
+
 class Forge(A1111):
     """Forge."""
 
@@ -93,6 +108,10 @@ class Forge(A1111):
         return LoadedModel(
             family, parts, checkpoint, widths, tokenizer.get_vocab(), tokenizer, prediction, self._own_vae()
         )
+
+    def shipped_tokenizer(self) -> Any:
+        """The one that Forge takes for SD1: it loads a model only with the first picture."""
+        return tokenizer_in(*_TOKENIZER)
 
     def _own_vae(self) -> str:
         """Names of the files that the person chose beside the model; empty where its own parts are used."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from extension.hosts.a1111 import A1111, own_vae
 from extension.hosts.base import LoadedModel
-from extension.hosts.forge import COMPONENTS, embedding_width
+from extension.hosts.forge import COMPONENTS, embedding_width, tokenizer_in
 
 _FAMILIES = {("clip_l",): "sd1", ("clip_h",): "sd2", ("clip_l", "clip_g"): "sdxl"}
 _KNOWN = ("clip_l", "clip_h", "clip_g", "t5xxl")
@@ -77,6 +77,10 @@ class ReForge(A1111):
         return LoadedModel(
             family, {"unet": unet, **encoders}, checkpoint, widths, words, tokenizer, prediction, own_vae()
         )
+
+    def shipped_tokenizer(self) -> Any:
+        """The one that the backend takes for SD1: a model is loaded only with the first picture."""
+        return tokenizer_in("ldm_patched", "modules", "sd1_tokenizer")
 
     def register(self) -> type:
         """Puts our callbacks in place and returns the class of our always-on script."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,11 +86,9 @@ def _described(path: Path, model: LoadedModel | None, known: dict[tuple[str, int
 
 
 def _tokenizer(host: Host) -> Tokenize | None:
-    """The loaded model's tokenizer, else the one that comes with open_clip, where the host has loaded that."""
+    """The loaded model's tokenizer, else the one that the host ships: CLIP's words are the same in every family."""
     model = host.model()
-    found = tokenizer_of(model.tokenizer) if model else None
-    shipped = getattr(sys.modules.get("open_clip.tokenizer"), "_tokenizer", None)
-    return found or tokenizer_of(shipped)
+    return (tokenizer_of(model.tokenizer) if model else None) or tokenizer_of(host.shipped_tokenizer())
 
 
 def _device() -> tuple[str, int | None]:

@@ -25,6 +25,7 @@ from a1111_fixtures import (  # noqa: E402, F401
     state,
 )
 from host_fixtures import hosts  # noqa: E402, F401
+from page_fixtures import page, page_server, page_settings, shot  # noqa: E402, F401
 from patcher_fixtures import (  # noqa: E402, F401
     patcher_adapters,
     patcher_folders,
@@ -36,7 +37,7 @@ from patcher_fixtures import (  # noqa: E402, F401
 def pytest_addoption(parser):
     group = parser.getgroup("real WebUI")
     group.addoption("--webui", help="folder of an installed WebUI to run the tests in tests/real_host against")
-    group.addoption("--pictures", help="folder that test_installed.py writes pictures of the page to")
+    group.addoption("--pictures", help="folder that pictures of the page are written to")
     group.addoption("--files", help="folder that make_files.py made for the test checkpoint, to compare too")
     group.addoption("--python", help="the Python that runs that WebUI (that of this process)")
 

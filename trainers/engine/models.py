@@ -39,6 +39,7 @@ class Models:
         self.base: Base = self._load(())
         self._vae_dtype = self._first_vae_dtype()
         self._round_trips = 0
+        self._bad_round_trip = ""
 
     def _first_vae_dtype(self) -> torch.dtype:
         """SDXL's autoencoder overflows in float16: where the WebUI keeps it so, pictures are encoded in a copy."""
@@ -113,9 +114,10 @@ class Models:
         finding = round_trip(decibels, "fp32" if self._vae_dtype == torch.float32 else "half precision")
         if finding is None:
             return True
-        note = f"{finding.text} {finding.what_to_do}".strip()
-        if note not in self.notes:
-            self.notes.append(note)
+        if self._bad_round_trip in self.notes:  # of the first picture, or of less precision: said once
+            self.notes.remove(self._bad_round_trip)
+        self._bad_round_trip = f"{finding.text} {finding.what_to_do}".strip()
+        self.notes.append(self._bad_round_trip)
         return self._vae_dtype == torch.float32
 
     def park_vae(self) -> None:

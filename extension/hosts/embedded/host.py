@@ -33,6 +33,10 @@ class EmbeddedHost:
             prediction=model.base.prediction,
         )
 
+    def shipped_tokenizer(self) -> Any:
+        """Nothing: a model is always loaded."""
+        return None
+
     def option(self, key: str, default: Any) -> Any:
         """A setting of ours, as the person left it."""
         return self.studio.option(key, default)
