@@ -32,6 +32,10 @@
   };
   const h = athanor.h;
 
+  /** A person's own words (a tag, a name, a prompt), in two pieces: hosts replace every piece of text on the page that is a
+   * key of the chosen language, and a picture tagged "red" is not tagged in Chinese. */
+  athanor.asIs = (text) => [text.slice(0, 1), text.slice(1)].filter(Boolean);
+
   athanor.fill = function (element, ...children) {
     element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
     return element;

@@ -65,7 +65,7 @@
       athanor.fill(parts.folders, folders.map((each) => h("option", { value: each.path })));
       athanor.fill(parts.choices, folders.slice(0, 24).map((each) =>
         h("button", { type: "button", class: "athanor-chip", title: each.path, onclick: () => open(each.path) },
-          each.name, h("small", {}, ` ${each.pictures}`))));
+          athanor.asIs(each.name), h("small", {}, ` ${each.pictures}`))));
     } catch (error) {
       athanor.fill(parts.choices);
     }

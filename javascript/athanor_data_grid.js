@@ -55,7 +55,7 @@
     const figure = h("figure", { class: "athanor-picture", "data-file": picture.file, "data-selected": String(box.checked) },
       h("label", { class: "athanor-thumb" }, image, box,
         twin ? h("img", { class: "athanor-twin", src: address(twin.file, twin.version), alt: "", title: twin.file, loading: "lazy" }) : ""),
-      h("figcaption", {}, h("b", { title: picture.file }, picture.file), troubles(picture).map((text) => h("em", { title: text }, text)),
+      h("figcaption", {}, h("b", { title: picture.file }, athanor.asIs(picture.file)), troubles(picture).map((text) => h("em", { title: text }, text)),
         broken ? "" : withRibbon(field(picture, said)), said));
     tell(picture, said);
     return figure;

@@ -92,8 +92,8 @@
     const sorted = [...counts].sort((one, other) => other[1] - one[1] || one[0].localeCompare(other[0]));
     const wanted = sorted.filter(([tag]) => state.tags.has(tag) || !words || tag.includes(words)).slice(0, MOST);
     athanor.fill(tools.known, sorted.slice(0, MOST).map(([tag]) => h("option", { value: tag })));
-    athanor.fill(tools.list, wanted.map(([tag, number]) => h("button", { type: "button", class: "athanor-tag", "aria-pressed": String(state.tags.has(tag)), title: tag,
-      onclick: () => pick(tag) }, h("span", {}, tag), h("small", {}, String(number)))),
+    athanor.fill(tools.list, wanted.map(([tag, number]) => h("button", { type: "button", class: "athanor-tag", "aria-pressed": String(state.tags.has(tag)),
+      onclick: () => pick(tag) }, h("span", {}, athanor.asIs(tag)), h("small", {}, String(number)))),
       sorted.length ? "" : h("p", { class: "athanor-quiet" }, t("No captions yet.")));
   };
 

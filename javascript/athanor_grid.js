@@ -85,7 +85,7 @@
     const heads = [h("tr", {}, h("td", { rowspan: 2 }), h("th", { scope: "col", rowspan: 2 }, t("without")),
       grid.files.map((file) => h("th", { scope: "colgroup", colspan: grid.weights.length }, several ? t("step {0}", file) : file))),
       h("tr", {}, columns.map((column) => h("th", { scope: "col" }, String(column.weight))))];
-    const lines = grid.prompts.map((prompt, row) => h("tr", {}, h("th", { scope: "row" }, prompt), cell(row, null, 0),
+    const lines = grid.prompts.map((prompt, row) => h("tr", {}, h("th", { scope: "row" }, athanor.asIs(prompt)), cell(row, null, 0),
       columns.map((column) => cell(row, column.number, column.weight))));
     athanor.fill(place, h("section", { class: "athanor-box athanor-gridbox", "aria-label": t("Grid") }, h("h3", {}, t("“{0}”: files by strength", grid.title)),
       shown.status, h("div", { class: "athanor-bar" }, shown.bar), shown.said,

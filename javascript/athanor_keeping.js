@@ -23,8 +23,8 @@
   athanor.drawPresets = function (form) {
     const h = athanor.h, { parts } = form;
     athanor.fill(parts.preset, h("option", { value: "" }, t("As answered above")),
-      form.own.length ? h("optgroup", { label: t("Your own") }, form.own.map((name) => h("option", { value: OWN + name }, name))) : "",
-      h("optgroup", { label: t("Shipped") }, form.known.presets.map((preset) => h("option", { value: preset.name, title: preset.about }, preset.name))));
+      form.own.length ? h("optgroup", { label: t("Your own") }, form.own.map((name) => h("option", { value: OWN + name }, athanor.asIs(name)))) : "",
+      h("optgroup", { label: t("Shipped") }, form.known.presets.map((preset) => h("option", { value: preset.name, title: athanor.said(preset.about) }, preset.name))));
     parts.forgetPreset.disabled = true;
   };
 

@@ -69,7 +69,7 @@
   function card(entry) {
     const where = entry.id ? "" : h("em", { class: "athanor-badge athanor-soft" }, entry.finished ? t("not in the WebUI yet") : t("until step {0}", entry.step));
     return h("article", { class: "athanor-entry", "aria-label": entry.name }, picture(entry),
-      h("b", { title: entry.file }, entry.name), where,
+      h("b", { title: entry.file }, athanor.asIs(entry.name)), where,
       h("small", {}, WITH_TRIGGER.includes(entry.method) ? (entry.trigger ? `“${entry.trigger}”` : t("no trigger word")) : METHODS[entry.method] || entry.method),
       entry.problem ? athanor.problems([entry.problem]) : h("dl", {}, facts(entry).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
       h("div", { class: "athanor-buttons" }, buttons(entry)));

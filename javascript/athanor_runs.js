@@ -103,6 +103,8 @@
 
   const update = (element, name, value) => { if (element[name] !== value) element[name] = value; };
 
+  const updateName = (element, name) => { if (element.textContent !== name) athanor.fill(element, athanor.asIs(name)); };
+
   function drawList(runs) {
     if (!runs.length) {
       athanor.fill(parts.list, h("p", { class: "athanor-quiet" }, t("Nothing was trained here yet. Start under Train.")));
@@ -127,7 +129,7 @@
   }
 
   function drawCard(card, run) {
-    update(card.querySelector("b"), "textContent", run.name === run.id ? run.id : `${run.name} · ${run.id}`);
+    updateName(card.querySelector("b"), run.name === run.id ? run.id : `${run.name} · ${run.id}`);
     update(card.querySelector("small"), "textContent", summary(run));
     update(card.querySelector("small"), "title", summary(run));
     card.querySelector("i").style.width = `${(run.progress * 100).toFixed(1)}%`;
@@ -172,7 +174,7 @@
 
   function drawDetail(run) {
     parts.detail.dataset.state = run.state;
-    update(parts.title, "textContent", run.name);
+    updateName(parts.title, run.name);
     update(parts.status, "textContent", statusLine(run));
     update(parts.sharing, "textContent", sharingLine(run));
     const shown = run.state === "preparing" && run.parts ? run.done_parts / run.parts : run.progress;
@@ -271,7 +273,7 @@
     const shown = run.samples.filter((sample) => sample.step === steps[index]);
     said(parts.samples, run.id + shown.map((sample) => sample.path).join(), () => shown.map((sample) => h("figure", {},
       h("img", { src: athanor.url(`jobs/${encodeURIComponent(run.id)}/samples/${encodeURIComponent(sample.path.split("/").pop())}`), alt: sample.prompt, loading: "lazy" }),
-      h("figcaption", {}, sample.prompt))));
+      h("figcaption", {}, athanor.asIs(sample.prompt)))));
   }
 
   function outputRow(run, output) {

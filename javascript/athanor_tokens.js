@@ -37,7 +37,7 @@
       if (!text) { athanor.fill(pieces); count.textContent = ""; return; }
       tokensOf(text, (found) => {
         if (text !== input.value.trim() || !found) return;
-        athanor.fill(pieces, found.tokens.slice(0, 120).map(([piece, ends]) => h("i", { class: ends ? "athanor-ends" : "" }, piece)));
+        athanor.fill(pieces, found.tokens.slice(0, 120).map(([piece, ends]) => h("i", { class: ends ? "athanor-ends" : "" }, athanor.asIs(piece))));
         count.textContent = t("{0} of {1} tokens", found.count, found.room * Math.max(1, Math.ceil(found.count / found.room)));
         ribbon.classList.toggle("athanor-full", found.count > found.room);
       });

@@ -197,7 +197,7 @@
       if (turn !== form.turn) return; // another answer came meanwhile
       Object.assign(form, { recipe: made.values, made, schema: schema.options });
       parts.methods.value = form.method;
-      athanor.fill(parts.recipe, made.preset ? t("Recipe: {0}.", made.preset) : t("Recipe: the method's own values."), " ", h("span", {}, made.about));
+      athanor.fill(parts.recipe, made.preset ? t("Recipe: {0}.", made.preset) : t("Recipe: the method's own values."), " ", h("span", {}, athanor.said(made.about)));
       drawTimes();
       athanor.fill(parts.changes, Object.keys(made.changes).length ? [h("p", { class: "athanor-quiet" }, t("To fit into {0} GB, this changes the result:", form.memory)),
         athanor.problems(Object.values(made.changes).map((sentence) => t(sentence)), "note")] : "");

@@ -22,12 +22,17 @@ def opened(playwright: Any, browser: str, address: str, **wishes: Any) -> Iterat
         running = started.chromium.launch(executable_path=browser, args=_ARGUMENTS)
         page = running.new_page(**wishes)
         page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("pageerror", lambda error: page.errors.append(f"{error}\n{error.stack}"))
         page.on("console", lambda said: page.errors.append(_told(said)) if _is_error(said, address) else None)
         page.set_default_timeout(90_000)
         page.goto(address, wait_until="domcontentloaded")
         yield page
         running.close()
+
+
+def our_errors(page: Any) -> list[str]:
+    """What went wrong in our scripts or routes; a WebUI's own scripts have errors of their own."""
+    return [error for error in page.errors if "athanor" in error]
 
 
 def _is_error(said: Any, address: str) -> bool:

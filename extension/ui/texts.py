@@ -3,7 +3,7 @@
     python -m extension.ui.texts [zh_CN]      lists the texts that `localizations/zh_CN.json` lacks
 
 Texts are found where scripts call `t("…")`, in the schema of options, in the tables of `presets/compose/`, where
-trainers and routes say a sentence (`sentences.py`), and below in `SAID`.
+trainers and routes say a sentence (`sentences.py`), at the top of `presets/*.yaml`, and below in `SAID`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from extension.jobs.setup import SENTENCES
 from extension.ui import sentences
 from extension.ui.assets import ROOT, asset_files
 from trainers.options import FIELDS
+from trainers.presets import preset_names
 
 LOCALIZATIONS = ROOT / "localizations"
 _CALL = re.compile(r"\bt\(")
@@ -104,6 +105,11 @@ def _in_tables() -> Iterator[str]:
     yield "Fewer pictures are looked at in one step, because gradients are used up at once."
 
 
+def said() -> list[str]:
+    """What comes to the page as finished sentences: of trainers and routes, and what recipes say of themselves."""
+    return list(dict.fromkeys([*sentences.templates(), *map(composing.about_preset, preset_names())]))
+
+
 @cache
 def localization(language: str) -> dict[str, Any]:
     """The texts of a language; empty where there is no file for it."""
@@ -117,10 +123,8 @@ def languages() -> list[str]:
 
 
 def missing(language: str) -> list[str]:
-    """Texts without a translation; sentences of trainers and routes, which come to the page as they are, at the end."""
-    return [
-        text for text in dict.fromkeys([*page_texts(), *sentences.templates()]) if text not in localization(language)
-    ]
+    """Texts without a translation; sentences, which come to the page as they are, at the end."""
+    return [text for text in dict.fromkeys([*page_texts(), *said()]) if text not in localization(language)]
 
 
 def main(words: list[str]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_steps import PICTURES
 from page_fixtures import NAME
-from page_steps import PROMPT, open_tab, set_option, train_from_the_form, use_in_prompt, wait_until_done
+from page_steps import PROMPT, open_tab, our_errors, set_option, train_from_the_form, use_in_prompt, wait_until_done
 
 STEPS = {"a1111": 20, "forge": 2}
 
@@ -57,4 +57,4 @@ def test_from_chosen_pictures_to_a_picture_drawn_by_its_tag(page, kind_of_webui,
     tab.get_by_role("tab", name="Library", exact=True).click()
     page.locator("#athanor-screen-library").get_by_role("article", name=NAME).first.wait_for()
     shot("library")
-    assert [error for error in page.errors if "athanor" in error] == []
+    assert our_errors(page) == []
