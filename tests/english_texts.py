@@ -14,7 +14,8 @@ NAMES = (
 
 # What a person wrote or called something, and what the server says in sentences of its own.
 _THEIRS = (
-    "code, pre, .athanor-pieces, .athanor-taglist, .athanor-picture b, .athanor-picture textarea, .athanor-folders"
+    "code, pre, .athanor-pieces, .athanor-taglist, .athanor-folders, .athanor-datahead h3, .athanor-picture b, "
+    ".athanor-strip img, .athanor-entry b"
 )
 _SAID = ".athanor-said, .athanor-checks, .athanor-sharing, .athanor-fine"
 _FIND = """([theirs, said]) => {
@@ -23,7 +24,7 @@ _FIND = """([theirs, said]) => {
   const dataOf = (node) => (node.nodeType === 3 ? node.data : "");
   const textOf = (element) => [...element.childNodes].map(dataOf).join("").trim();
   for (const element of [root, ...root.querySelectorAll("*")]) {
-    if (element.closest(theirs) || !isSeen(element)) continue;
+    if (element.closest(theirs) || element.matches("article") || !isSeen(element)) continue;
     const own = textOf(element), isChoice = element.tagName === "OPTION" && own === element.value;
     const labels = ["placeholder", "title", "aria-label"].map((name) => element.getAttribute(name) || "");
     for (const text of [isChoice ? "" : own, ...labels]) {
@@ -49,7 +50,7 @@ def english_texts(page: Any, names: tuple[str, ...] = ()) -> tuple[list[str], li
 
 def is_english(text: str, names: tuple[str, ...] = ()) -> bool:
     """Whether a word is left that is neither a name, nor an option's or file's, nor quoted; inside Chinese, three."""
-    rest = re.sub(r"“[^”]*”|\S*[_/\\=<>]\S*|\S+\.\w+", " ", text)
+    rest = re.sub(r"“[^”]*”|`[^`]*`|\S*[_/\\=<>]\S*|\S+\.\w+", " ", text)
     for name in sorted((*NAMES, *names), key=len, reverse=True):
         rest = re.sub(rf"(?<![A-Za-z]){re.escape(name)}(?![a-z])", " ", rest)
     if re.search(r"[\u4e00-\u9fff]", rest):
