@@ -139,7 +139,7 @@ class Loop:
             self._report_step(learned, plain, norm, seconds)
             self._watch.step(self.counters, seconds)
         else:
-            self._skip("loss" if not math.isfinite(learned) else "gradient")
+            self._skip("the gradient was not finite" if math.isfinite(learned) else "the loss was not finite")
 
     def _apply(self) -> None:
         if self.s.scaler:
