@@ -139,7 +139,7 @@ def _add_bases(router: APIRouter, workshop: Workshop) -> None:
         if workshop.draw is None:
             raise InputError("No picture can be drawn here: this page has no model to draw with.")
         prompt, out = text_of(body, "prompt")[:_LONGEST_TEXT], BytesIO()
-        workshop.draw(Drawing(prompt, seed=_number(body, "seed") or SEED)).save(out, "PNG")
+        workshop.draw(Drawing(prompt, seed=_number(body, "seed") or SEED)).image.save(out, "PNG")
         return {"picture": "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")}
 
     @router.get("/starting-points")

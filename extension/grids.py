@@ -37,7 +37,15 @@ class Drawing:
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
-Draw = Callable[[Drawing], Image.Image]
+@dataclass(frozen=True)
+class Drawn:
+    """A host's answer: the picture, and sentences about its tags."""
+
+    image: Image.Image
+    reports: Sequence[str] = ()
+
+
+Draw = Callable[[Drawing], Drawn]
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ class _Work(threading.Thread):
         self._said: dict[str, Any] = {
             "title": wish.title, "prompts": list(wish.prompts), "weights": sorted(wish.weights),
             "files": [heading for heading, _ in wish.files], "seed": SEED, "steps": wish.steps, "done": 0,
-            "total": len(wish.cells), "cells": [], "problem": "", "seconds": 0.0,
+            "total": len(wish.cells), "cells": [], "reports": [], "problem": "", "seconds": 0.0,
         }  # fmt: skip
         self._write()
 
@@ -175,8 +183,9 @@ class _Work(threading.Thread):
                     break
                 tag = "" if file is None else f" <lora:{tags[file]}:{weight:g}>"
                 prompt = self._wish.prompts[row] + tag
-                picture = self._draw(Drawing(prompt, seed=SEED + row, steps=self._wish.steps, files=names))
-                picture.save(self.place / f"{number:04d}.png")
+                drawn = self._draw(Drawing(prompt, seed=SEED + row, steps=self._wish.steps, files=names))
+                drawn.image.save(self.place / f"{number:04d}.png")
+                self._hear(drawn.reports, tags)
                 self._said["cells"].append({"cell": number, "prompt": row, "file": file, "weight": weight})
                 self._said |= {"done": number + 1, "seconds": round(time.monotonic() - began, 1)}
                 self._write()
@@ -187,3 +196,12 @@ class _Work(threading.Thread):
                 f"The WebUI could not draw it: {str(error).splitlines()[0] if str(error) else error!r}"
             )
         self._write()
+
+    def _hear(self, reports: Sequence[str], tags: Sequence[str]) -> None:
+        """Keeps what was said of the files, each by its heading instead of the name that its tag had."""
+        names = list(zip(tags, self._wish.files, strict=True))[::-1]  # number 10 before the 1 that begins it
+        for report in reports:
+            for tag, (heading, _) in names:
+                report = report.replace(tag, heading)
+            if report not in self._said["reports"]:
+                self._said["reports"].append(report)

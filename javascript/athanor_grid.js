@@ -115,7 +115,7 @@
       : grid.done < grid.total ? t("Ended after {0} of {1}.", grid.done, grid.total) : t("{0} pictures, with fixed seeds", grid.total);
     shown.bar.style.width = `${((100 * grid.done) / grid.total).toFixed(1)}%`;
     shown.cancel.hidden = !grid.drawing;
-    athanor.fill(shown.said, grid.problem ? athanor.problems([grid.problem]) : "");
+    athanor.fill(shown.said, grid.problem ? athanor.problems([grid.problem]) : "", athanor.problems(grid.reports, "note"));
   }
 
   async function use(button, each) {

@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from extension import publishing  # noqa: E402
 from extension.api import add_routes  # noqa: E402
+from extension.grids import Drawn  # noqa: E402
 from extension.jobs.files import write_json  # noqa: E402
 from extension.jobs.processes import Identity  # noqa: E402
 from extension.recipes import Base  # noqa: E402
@@ -286,7 +287,7 @@ def test_options_recipes_and_bases(client, workshop):
 def test_a_word_is_drawn_with_the_loaded_model(client, workshop):
     assert client.post(f"{V1}/bases/draw", json={"prompt": "ball"}).status_code == 422  # nothing draws here
     asked = []
-    workshop.draw = lambda drawing: asked.append(drawing) or Image.new("RGB", (8, 8), "red")
+    workshop.draw = lambda drawing: asked.append(drawing) or Drawn(Image.new("RGB", (8, 8), "red"))
     assert client.get(f"{V1}/bases").json()["can_draw"]
     picture = client.post(f"{V1}/bases/draw", json={"prompt": "ball", "seed": 43}).json()["picture"]
     kind, _, encoded = picture.partition(",")

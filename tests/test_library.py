@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from extension.api import add_routes
+from extension.grids import Drawn
 from extension.workshop import Workshop
 from trainers.errors import InputError
 
@@ -95,7 +96,8 @@ def test_a_grid_is_drawn_cell_by_cell_and_can_be_cancelled(workshop):
     def draw(drawing):
         asked.append(drawing)
         assert go_on.acquire(timeout=20)
-        return Image.new("RGB", (8, 8))
+        said = [f"{name}: 0 of 264 sites." for name in drawing.files if name in drawing.prompt]
+        return Drawn(Image.new("RGB", (8, 8)), said)
 
     workshop.draw = draw
     client = serve(workshop)
@@ -115,6 +117,7 @@ def test_a_grid_is_drawn_cell_by_cell_and_can_be_cancelled(workshop):
     until(lambda: len(asked) == 4, 20)
     now = client.get(f"{V1}/library/grid", params={"name": grid["id"]}).json()
     drawn = [(cell["prompt"], cell["file"], cell["weight"]) for cell in now["cells"]]
+    assert now["reports"] == ["cat: 0 of 264 sites."]
     assert drawn == [(0, None, 0), (1, None, 0), (0, 0, 1)]
     assert client.get(f"{V1}/library/grid/picture", params={"name": grid["id"], "cell": 2}).status_code == 200
     client.post(f"{V1}/library/grid/cancel", json={"name": grid["id"]})

@@ -9,9 +9,8 @@ from typing import Any
 from modules import processing, scripts, shared
 from modules.api.api import Api
 from modules.call_queue import queue_lock
-from PIL import Image
 
-from extension.grids import Drawing
+from extension.grids import Drawing, Drawn
 from extension.hosts.base import Host
 from extension.recipes import describe_base
 from extension.wanted import Library
@@ -19,7 +18,7 @@ from trainers.errors import InputError
 from trainers.formats.families import FAMILIES
 
 
-def draw(host: Host, library: Library, held: bool, drawing: Drawing) -> Image.Image:
+def draw(host: Host, library: Library, held: bool, drawing: Drawing) -> Drawn:
     """The picture.
 
     Args:
@@ -38,7 +37,7 @@ def draw(host: Host, library: Library, held: bool, drawing: Drawing) -> Image.Im
             library.shown = {}
 
 
-def _picture(host: Host, drawing: Drawing) -> Image.Image:
+def _picture(host: Host, drawing: Drawing) -> Drawn:
     side = _side(host)
     p = processing.StableDiffusionProcessingTxt2Img(
         sd_model=shared.sd_model, prompt=drawing.prompt, negative_prompt="", seed=drawing.seed, steps=drawing.steps,
@@ -52,7 +51,8 @@ def _picture(host: Host, drawing: Drawing) -> Image.Image:
         p.scripts, p.script_args = runner, _arguments(runner)
         shared.state.begin(job="athanor-grid")
         try:
-            return processing.process_images(p).images[0]
+            image = processing.process_images(p).images[0]
+            return Drawn(image, getattr(p, "athanor_notes", ()))
         finally:
             shared.state.end()
             shared.total_tqdm.clear()

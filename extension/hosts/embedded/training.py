@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from fastapi import FastAPI
-from PIL import Image
 
 from extension.api import add_routes
-from extension.grids import Drawing
+from extension.grids import Drawing, Drawn
 from extension.hosts.embedded.engine import Studio
 from extension.hosts.embedded.host import EmbeddedHost
 from extension.hosts.embedded.lease import EmbeddedLender
@@ -41,7 +40,7 @@ def add_training(app: FastAPI, studio: Studio) -> Workshop:
     return workshop
 
 
-def _draw(studio: Studio, drawing: Drawing) -> Image.Image:
+def _draw(studio: Studio, drawing: Drawing) -> Drawn:
     """One picture of a grid, which is not saved among the person's own."""
     studio.library.shown.update(drawing.files)  # names made for one grid
     try:
@@ -50,4 +49,4 @@ def _draw(studio: Studio, drawing: Drawing) -> Image.Image:
         studio.library.shown.clear()
     if not drawn.pictures:
         raise InputError("The drawing was stopped.")
-    return drawn.pictures[0].image
+    return Drawn(drawn.pictures[0].image, drawn.reports)
