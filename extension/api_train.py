@@ -69,7 +69,7 @@ def _add_recipes(router: APIRouter, workshop: Workshop) -> None:
             "methods": {name: {"title": each["title"], "older": bool(each.get("older"))}
                         for name, each in composing.methods().items()},
             "memory": {"classes": composing.memory_classes(), "own": composing.memory_class(size), "bytes": size},
-            "device": device,
+            "device": device.partition(":")[0],
             "presets": [{"name": name, "about": composing.about_preset(name)} for name in preset_names()],
             "own": workshop.presets.names(),
         }  # fmt: skip
@@ -104,7 +104,7 @@ def _add_recipes(router: APIRouter, workshop: Workshop) -> None:
         """Which method should I use: a row for each, the advised one first."""
         device, _ = workshop.device()
         question = Question(_base_of(workshop, {"base": base}), purpose, pictures or None, memory or None, device)
-        return {"methods": answer(question, workshop.jobs.runs), "device": device}
+        return {"methods": answer(question, workshop.jobs.runs), "device": device.partition(":")[0]}
 
 
 def _add_own_presets(router: APIRouter, workshop: Workshop) -> None:

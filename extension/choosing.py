@@ -18,7 +18,7 @@ class Question:
     Attributes:
         memory: GB of the graphics card; None where that does not matter (trained on the processor) or is not known.
         pictures: how many there are; None while that is not known.
-        device: "cuda", "cpu", …: what is trained on.
+        device: "cuda:1", "cpu", …: what is trained on.
     """
 
     base: Base

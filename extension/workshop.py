@@ -41,7 +41,7 @@ class Workshop:
         clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
         tokenizer: how the host's text encoder splits a text; None where that is not known now.
         draw: draws an `extension.grids.Drawing` with the host's loaded model; None where the host draws nothing.
-        device: what is trained on, and the bytes of its memory (None for the processor).
+        device: what `device: auto` trains on ("cuda:1"), and the bytes of its memory (None for the processor).
     """
 
     jobs: Jobs

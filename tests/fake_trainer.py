@@ -44,6 +44,11 @@ def _done_steps(run: Path) -> int:
     return json.loads(state.read_text())["step"] if state.exists() else 0
 
 
+def device_told(job: dict) -> str:
+    """The device that the trainer would be told to train on."""
+    return os.environ[spec.AUTO_DEVICE] if job["device"] == "auto" else job["device"]
+
+
 def train(run: Path, resuming: bool) -> int:
     job = spec.read_yaml(run / "job.yaml")
     wishes, total, first = _wishes(job), int(job["steps"]), _done_steps(run)
@@ -52,7 +57,8 @@ def train(run: Path, resuming: bool) -> int:
     with (run / "counts.txt").open("a") as file:
         file.write(f"{os.getpid()} from {first}\n")
     events = EventLog(run / "events.jsonl")
-    events.emit("start", method=job["method"], name=job["name"], steps=total, resumed_from=first if resuming else None)
+    about = {"method": job["method"], "name": job["name"], "device": device_told(job)}
+    events.emit("start", **about, steps=total, resumed_from=first if resuming else None)
     for step in range(first + 1, total + 1):
         time.sleep(float(wishes.get("pause", 0.01)))
         if step == int(wishes.get("at", 0)) and _times(run / "misbehaved") < int(wishes.get("times", 1)):

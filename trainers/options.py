@@ -163,7 +163,7 @@ FIELDS: tuple[Field, ...] = (
     Field("timestep_sampling", "choice", "uniform", "Which timesteps are drawn more often.", OBJECTIVE, choices=TIMESTEP_SAMPLING),
     Field("sample_latents", "bool", True, "Draw latents from the autoencoder's distribution instead of its mean.", OBJECTIVE),
     # --- memory
-    Field("device", "text", "auto", "Where to train: auto, cpu, cuda, cuda:1, mps.", MEMORY),
+    Field("device", "text", "auto", "Where to train: auto, cpu, cuda, cuda:1, mps; auto is what the WebUI draws on, else the best there is.", MEMORY),
     Field("gpu_sharing", "choice", "auto", "How the device is shared with a WebUI's model: attach (train on the WebUI's own copy), hand_over (the WebUI frees its model meanwhile), side_by_side (two copies); auto takes the first that can be done.", MEMORY, choices=("auto", "attach", "hand_over", "side_by_side")),
     Field("pause_while_drawing", "bool", True, "Pause between two steps while the WebUI draws a picture on the same device.", MEMORY),
     Field("precision", "choice", "auto", "Number format of the computation.", MEMORY, choices=PRECISIONS),

@@ -21,6 +21,8 @@ import yaml
 from trainers.errors import InputError, did_you_mean
 
 BEGINNER, EXPERT = "beginner", "expert"
+AUTO_DEVICE = "ATHANOR_DEVICE"
+"""The environment variable in which a WebUI names the device that it draws on: what `device: auto` means then."""
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,12 @@ class A1111:
             own_vae(),
         )
 
+    def device(self) -> Any:
+        """What it draws on; `--device-id`, `--use-cpu` and Forge's own flags are in it."""
+        from modules import devices
+
+        return devices.device
+
     def shipped_tokenizer(self) -> Any:
         """The one that comes with open_clip, which this host loads at its start."""
         return getattr(sys.modules.get("open_clip.tokenizer"), "_tokenizer", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 
@@ -63,6 +64,9 @@ class Host(Protocol):
 
     def model(self) -> LoadedModel | None:
         """The model that is loaded, None while there is none."""
+
+    def device(self) -> torch.device | None:
+        """What it draws on, as the person chose it (`--device-id 1`); None where it does not say."""
 
     def shipped_tokenizer(self) -> Any:
         """CLIP's tokenizer, as a host has it while no model is loaded; None where it has none then."""

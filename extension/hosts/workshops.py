@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from extension.hosts.base import Host, LoadedModel
+from extension.hosts.lease import device_name
 from extension.jobs.environment import Environment
 from extension.jobs.manager import Jobs, jobs_for
 from extension.jobs.setup import setup_for
@@ -17,9 +18,15 @@ from extension.recipes import Base, describe_base
 from extension.tokens import Tokenize, tokenizer_of
 from extension.workshop import Workshop
 
+TRAINED_ON = ("cpu", "cuda", "mps", "xpu")
+"""The kinds of device that the trainers know; a host may draw on others."""
 
-def best_device() -> str:
-    """What `device: auto` means on this machine."""
+
+def auto_device(host: Host) -> str:
+    """What `device: auto` means beside a host: what it draws on, so that `--device-id 1` is for the trainers too."""
+    own = host.device()
+    if own is not None and own.type in TRAINED_ON:
+        return device_name(own)
     if torch.cuda.is_available():
         return "cuda:0"
     if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
@@ -30,7 +37,7 @@ def best_device() -> str:
 def jobs_of(host: Host) -> Jobs:
     """The queue of a host; the same one for everybody who asks."""
     data = host.folders().data
-    return jobs_for(data / "runs", Environment(setup=setup_for(data)), best_device())
+    return jobs_for(data / "runs", Environment(setup=setup_for(data)), auto_device(host))
 
 
 def live_files_of(host: Host) -> LiveFiles:
@@ -69,7 +76,7 @@ def workshop_for(
     pictures.mkdir(parents=True, exist_ok=True)
     return Workshop(
         jobs_of(host), pictures, bases, lambda: host.folders().adapters, folders,
-        results, changed, clip_skip, notes, tokenizer=lambda: _tokenizer(host), device=_device,
+        results, changed, clip_skip, notes, tokenizer=lambda: _tokenizer(host), device=lambda: _device(host),
     )  # fmt: skip
 
 
@@ -91,7 +98,7 @@ def _tokenizer(host: Host) -> Tokenize | None:
     return (tokenizer_of(model.tokenizer) if model else None) or tokenizer_of(host.shipped_tokenizer())
 
 
-def _device() -> tuple[str, int | None]:
-    """The kind of device that is trained on, and its whole memory in bytes."""
-    kind = best_device().partition(":")[0]
-    return kind, torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else None
+def _device(host: Host) -> tuple[str, int | None]:
+    """The device that is trained on, and the whole memory of a card in bytes."""
+    name = auto_device(host)
+    return name, torch.cuda.get_device_properties(name).total_memory if name.startswith("cuda") else None

@@ -19,6 +19,7 @@ from extension.jobs.files import locked, write_json
 from extension.jobs.processes import Identity
 from extension.jobs.run_files import Attempt, Ticket, busy_devices, ended_record, living_process
 from trainers.events import EventLog
+from trainers.spec import AUTO_DEVICE
 
 NOT_MINE = 75
 """Exit code: the job was taken by another process, or its device is in use; nothing has changed."""
@@ -36,6 +37,7 @@ def claim(run: Path, key: str) -> bool:
         log = run / "log.txt"
         attempt = Attempt(key, me, ticket.device, round(time.time(), 3), log.stat().st_size if log.exists() else 0)
         write_json(run / "process.json", attempt.content())
+        os.environ[AUTO_DEVICE] = ticket.device  # which the queue keeps free for this run
         for former in ("ended.json", "asked.json", "error.txt"):
             (run / former).unlink(missing_ok=True)
         events = EventLog(run / "events.jsonl")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,19 @@ _measuring = threading.Lock()
 
 @dataclass(frozen=True)
 class Kind:
-    """What steps must share so that one's duration says something of another's."""
+    """What steps must share so that one's duration says something of another's: of a device only its type.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:1".
+    """
 
     family: str
     method: str
-    device: str
+    device: str = field(compare=False)
+    device_type: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device_type", self.device.partition(":")[0])
 
 
 def work(resolution: Any, job: Mapping[str, Any]) -> float:
@@ -108,8 +116,8 @@ def _rough(kind: Kind, wanted: float, parameters: int) -> float | None:
         return None
     operations, published, side = _OPERATIONS[kind.family]
     one = operations * (parameters or published) / published * wanted / side**2
-    device = kind.device.partition(":")[0]
-    return one * _PASSES.get(kind.method, _PASSES_ELSE) / (speed(device) * _SHARE_OF_PEAK) + _OVERHEAD.get(device, 0.1)
+    seconds = one * _PASSES.get(kind.method, _PASSES_ELSE) / (speed(kind.device) * _SHARE_OF_PEAK)
+    return seconds + _OVERHEAD.get(kind.device_type, 0.1)
 
 
 def speed(device: str) -> float:
@@ -124,7 +132,7 @@ def speed(device: str) -> float:
 
 
 def _measure(device: str) -> float:
-    side, dtype = (2048, torch.float16) if device in ("cuda", "xpu") else (512, torch.float32)
+    side, dtype = (2048, torch.float16) if device.startswith(("cuda", "xpu")) else (512, torch.float32)
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(5):

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from extension.jobs.watching import Watcher
 from trainers import spec
 from trainers.errors import InputError
 from trainers.events import send_command
+from trainers.spec import AUTO_DEVICE
 
 _made: dict[Path, Jobs] = {}
 _making = threading.Lock()
@@ -46,7 +47,8 @@ class Jobs:
 
     def __init__(self, runs: Path, environment: Environment | None = None, auto_device: str = "cpu") -> None:
         self.runs = Path(runs)
-        self.environment = environment or Environment()
+        wanted = environment or Environment()
+        self.environment = replace(wanted, variables={**wanted.variables, AUTO_DEVICE: auto_device})
         self.store = Store(self.runs, auto_device)
         self.watcher = Watcher(self.runs)
         self.supervisor = Supervisor(self.store, self.environment)
@@ -118,10 +120,10 @@ class Jobs:
 
     def survey(self, values: Mapping[str, Any]) -> Survey:
         """What a job would train on, how long and with how much memory; takes some seconds."""
-        found = survey(values, self.environment, self.runs)
+        device = self.store.device_of(str(values.get("device", "auto")))
+        found = survey(values, self.environment, self.runs, device)
         leases = self.supervisor.leases
         if leases is not None:
-            device = self.store.device_of(str(values.get("device", "auto")))
             choice = leases.foresee(values, device, found.facts.get("memory", {}))
             found.facts["sharing"] = asdict(choice)
             found.facts["memory"] = memory_when(choice.mode, leases.lender.holding(), found.facts.get("memory", {}))

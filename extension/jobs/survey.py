@@ -44,8 +44,11 @@ class Survey:
         return asdict(self)
 
 
-def survey(values: Mapping[str, Any], environment: Environment, runs: Path) -> Survey:
+def survey(values: Mapping[str, Any], environment: Environment, runs: Path, device: str = "cpu") -> Survey:
     """What a job would train on, for how long, and with how much memory. Takes some seconds.
+
+    Args:
+        device: what the job's device is here, such as "cuda:1".
 
     Raises:
         InputError: every problem of the job.
@@ -55,7 +58,7 @@ def survey(values: Mapping[str, Any], environment: Environment, runs: Path) -> S
         raise InputError(environment.problem)
     facts = _checked(job, environment)
     found = Survey(facts)
-    kind = estimates.Kind(str(facts.get("family")), job.method, str(facts.get("device")))
+    kind = estimates.Kind(str(facts.get("family")), job.method, device)
     work = estimates.work(facts.get("resolution"), job)
     parameters = describe_base(Path(job["base"])).parameters if job.get("base") else 0
     per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs, parameters)

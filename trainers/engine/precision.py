@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from trainers.errors import InputError, did_you_mean
+from trainers.spec import AUTO_DEVICE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
@@ -20,10 +23,12 @@ def _available(kind: str) -> bool:
 
 
 def device_for(wanted: str) -> torch.device:
-    """The device named by the option `device`; "auto" takes the best one there is.
+    """The device named by the option `device`; "auto" takes the one that a WebUI named, else the best one there is.
 
     Raises InputError for a name that is none, and for a device that this machine or this torch does not have.
     """
+    if wanted == "auto":
+        wanted = os.environ.get(AUTO_DEVICE, "").strip() or wanted
     if wanted == "auto":
         return _first(next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _available(kind)))
     kind, _, number = wanted.strip().lower().partition(":")

@@ -303,6 +303,8 @@ def open_session(
 ) -> Session:
     """Make everything ready for the first step. `say` prints a line for the person, `report` shows progress."""
     device = precision.device_for(job.device) if world.device is None else world.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # so that nothing of the run comes to lie on another card
     threads = job.threads or job.run.get("threads")
     if threads:
         torch.set_num_threads(int(threads))

@@ -71,8 +71,8 @@ class Studio:
         self.lock = threading.Lock()
         self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
         self.started_with = base
-        self._device = best_device(device)
-        self.model = Model(base, self._device)
+        self.device = best_device(device)
+        self.model = Model(base, self.device)
 
     # --- models
 
@@ -102,9 +102,9 @@ class Studio:
             old = self.model.path
             self.model.close()
             try:
-                self.model = Model(path, self._device)
+                self.model = Model(path, self.device)
             except Exception:
-                self.model = Model(old, self._device)
+                self.model = Model(old, self.device)
                 raise
 
     # --- drawing

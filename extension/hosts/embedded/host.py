@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from extension.hosts.base import Folders, LoadedModel
 from extension.hosts.embedded.engine import Studio
 
@@ -32,6 +34,10 @@ class EmbeddedHost:
             tokenizer=model.base.tokenizers[0],
             prediction=model.base.prediction,
         )
+
+    def device(self) -> torch.device:
+        """What it draws on."""
+        return self.studio.device
 
     def shipped_tokenizer(self) -> Any:
         """Nothing: a model is always loaded."""
