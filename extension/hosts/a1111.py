@@ -20,16 +20,6 @@ def detect() -> bool:
         return False
 
 
-_HOSTS: list[A1111] = []
-
-
-def make() -> A1111:
-    """The host of this process; the same one after "Reload UI"."""
-    if not _HOSTS:
-        _HOSTS.append(A1111())
-    return _HOSTS[0]
-
-
 _OLDER = "stable-diffusion-webui-aesthetic-gradients"
 """The extension that first had aesthetic gradients; its files are found where it keeps them."""
 
@@ -140,9 +130,13 @@ class A1111:
             return None
         info = getattr(sd_model, "sd_checkpoint_info", None)
         checkpoint = Path(info.filename) if info is not None else None
-        family = family_of(sd_model)
-        if family is None:
-            return LoadedModel(None, {}, checkpoint)
+        family = self.family_of(sd_model)
+        return self._described(sd_model, family, checkpoint) if family else LoadedModel(None, {}, checkpoint)
+
+    family_of = staticmethod(family_of)
+
+    def _described(self, sd_model: Any, family: str, checkpoint: Path | None) -> LoadedModel:
+        """What is known of a loaded model of a family that we know."""
         return LoadedModel(
             family,
             parts_of(sd_model, family),
@@ -175,3 +169,6 @@ class A1111:
         from extension.hosts.a1111_wiring import wire
 
         return wire(self)
+
+
+HOST = A1111

@@ -24,16 +24,6 @@ def detect() -> bool:
         return False
 
 
-_HOSTS: list[Forge] = []
-
-
-def make() -> Forge:
-    """The host of this process; the same one after "Reload UI"."""
-    if not _HOSTS:
-        _HOSTS.append(Forge())
-    return _HOSTS[0]
-
-
 def family_of(engine: Any) -> str | None:
     """ "sd1", "sd2" or "sdxl"; None for another model, an SDXL refiner included."""
     family = next((name for name in _ENCODERS if getattr(engine, f"is_{name}", False)), None)
@@ -90,16 +80,9 @@ class Forge(A1111):
         engine = sd_models.model_data.sd_model
         return engine if getattr(engine, "forge_objects", None) is not None else None
 
-    def model(self) -> LoadedModel | None:
-        """The model that is loaded, None while there is none."""
-        engine = self.raw_model()
-        if engine is None:
-            return None
-        info = getattr(engine, "sd_checkpoint_info", None)
-        checkpoint = Path(info.filename) if info is not None else None
-        family = family_of(engine)
-        if family is None:
-            return LoadedModel(None, {}, checkpoint)
+    family_of = staticmethod(family_of)
+
+    def _described(self, engine: Any, family: str, checkpoint: Path | None) -> LoadedModel:
         parts = parts_of(engine, family)
         widths = {name: embedding_width(part) for name, part in parts.items() if name != "unet"}
         tokenizer = text_engines(engine, family)["text_encoder"].tokenizer
@@ -123,3 +106,6 @@ class Forge(A1111):
         from extension.hosts.forge_wiring import wire
 
         return wire(self)
+
+
+HOST = Forge

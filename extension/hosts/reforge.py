@@ -23,16 +23,6 @@ def detect() -> bool:
         return False
 
 
-_HOSTS: list[ReForge] = []
-
-
-def make() -> ReForge:
-    """The host of this process; the same one after "Reload UI"."""
-    if not _HOSTS:
-        _HOSTS.append(ReForge())
-    return _HOSTS[0]
-
-
 def encoders_of(sd_model: Any) -> dict[str, Any]:
     """The text encoders by the backend's own names."""
     model = sd_model.forge_objects.clip.cond_stage_model
@@ -57,16 +47,9 @@ class ReForge(A1111):
         sd_model = super().raw_model()
         return sd_model if getattr(sd_model, "forge_objects", None) is not None else None
 
-    def model(self) -> LoadedModel | None:
-        """The model that is loaded, None while there is none."""
-        sd_model = self.raw_model()
-        if sd_model is None:
-            return None
-        info = getattr(sd_model, "sd_checkpoint_info", None)
-        checkpoint = Path(info.filename) if info is not None else None
-        family = family_of(sd_model)
-        if family is None:
-            return LoadedModel(None, {}, checkpoint)
+    family_of = staticmethod(family_of)
+
+    def _described(self, sd_model: Any, family: str, checkpoint: Path | None) -> LoadedModel:
         encoders = dict(zip(COMPONENTS, encoders_of(sd_model).values(), strict=False))
         widths = {name: embedding_width(encoder) for name, encoder in encoders.items()}
         tokenizer = next(iter(_tokenizers(sd_model)), None)
@@ -87,6 +70,9 @@ class ReForge(A1111):
         from extension.hosts.reforge_wiring import wire
 
         return wire(self)
+
+
+HOST = ReForge
 
 
 def _tokenizers(sd_model: Any) -> list[Any]:

@@ -38,11 +38,6 @@ def detect() -> bool:
     return _is_there("modules.script_callbacks")
 
 
-def make() -> Unfit:
-    """What stands for a WebUI that no adapter takes."""
-    return Unfit()
-
-
 class Unfit:
     """A WebUI that we cannot work in."""
 
@@ -51,6 +46,9 @@ class Unfit:
     def register(self) -> None:
         """Has the tab say so."""
         refuse(SD_NEXT if is_sd_next() else UNKNOWN)
+
+
+HOST = Unfit
 
 
 def failed(error: Exception) -> str:
