@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from extension.hosts.a1111_languages import share_languages
 from extension.ui import assets, sentences, texts
 
 LANGUAGES = texts.languages()
@@ -68,6 +69,18 @@ def test_sentences_are_looked_for_wherever_people_are_spoken_to():
         assert text in said, text
     assert "Teach a Stable Diffusion model something new." not in said  # the command line's help
     assert not any(text.startswith(("model.", "https:", "(?i)")) for text in said)
+
+
+def test_other_names_of_the_same_language_get_the_tabs_texts_too():
+    ours = str(assets.ROOT / "localizations" / "zh_CN.json")
+    same = ("zh-Hans (Stable)", "zh", "chinese-all-0620", "简体中文 (Stable)")
+    others = ("zh_TW", "zh-Hant (Stable)", "ja_JP", "zhuang", "chinese_tw")
+    table = {"zh_CN": [ours], **{name: [f"{name}.json"] for name in (*same, *others)}}
+    for _ in range(2):  # the page is built again
+        share_languages(table)
+    assert table == {"zh_CN": [ours], **{name: [ours, f"{name}.json"] for name in same}} | {
+        name: [f"{name}.json"] for name in others
+    }
 
 
 def test_the_fields_words_are_used():

@@ -7,6 +7,13 @@ from collections.abc import Callable
 SECTION = ("athanor", "Athanor")
 SCOPES = {"All pictures, as the WebUI does": "all", "Its own picture": "picture", "Its own AND part": "part"}
 MERGED = ("Automatic", "Never")
+LABELS = {
+    "athanor_lora": "Athanor handles <lora:> tags",
+    "athanor_scope": "A tag without for= acts on",
+    "athanor_merged": "Merged copies of layers, faster on a GPU",
+}
+TEXTS = (*LABELS.values(), *SCOPES, *MERGED)
+"""What the host's page shows of them; it finds their translations by itself."""
 
 
 def add_settings(changed: Callable[[], None]) -> None:
@@ -14,11 +21,11 @@ def add_settings(changed: Callable[[], None]) -> None:
     import gradio as gr
     from modules import shared
 
-    def add(key: str, default: object, label: str, component: object = None, arguments: object = None) -> None:
-        info = shared.OptionInfo(default, label, component, arguments, section=SECTION)
+    def add(key: str, default: object, component: object = None, arguments: object = None) -> None:
+        info = shared.OptionInfo(default, LABELS[key], component, arguments, section=SECTION)
         shared.opts.add_option(key, info)
 
-    add("athanor_lora", True, "Athanor handles <lora:> tags")
-    add("athanor_scope", next(iter(SCOPES)), "A tag without for= acts on", gr.Radio, {"choices": list(SCOPES)})
-    add("athanor_merged", MERGED[0], "Merged copies of layers, faster on a GPU", gr.Radio, {"choices": list(MERGED)})
+    add("athanor_lora", True)
+    add("athanor_scope", next(iter(SCOPES)), gr.Radio, {"choices": list(SCOPES)})
+    add("athanor_merged", MERGED[0], gr.Radio, {"choices": list(MERGED)})
     shared.opts.onchange("athanor_lora", changed, call=False)

@@ -15,6 +15,7 @@ from modules import paths_internal, sd_models, shared
 
 from extension.api import PREFIX, add_routes
 from extension.hosts.a1111_callbacks import register
+from extension.hosts.a1111_languages import share_languages
 from extension.hosts.base import Host
 from extension.hosts.workshops import workshop_for
 from extension.jobs.copies import second_copies
@@ -34,7 +35,17 @@ def add_tab(
         draw: see `Workshop`.
         changed: told the method that makes such files when a new one lies where the host looks.
     """
-    register(__file__, ui_tabs=_tab, app_started=lambda demo, app: _serve(app, _workshop(host, changed, draw)))
+
+    def started(demo: Any, app: Any) -> None:
+        _serve(app, _workshop(host, changed, draw))
+
+    register(__file__, before_ui=_share_languages, ui_tabs=_tab, app_started=started)
+
+
+def _share_languages() -> None:
+    from modules import localization
+
+    share_languages(localization.localizations)
 
 
 def _tab() -> list[tuple[Any, str, str]]:

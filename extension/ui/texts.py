@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from extension import composing
+from extension.hosts.a1111_settings import TEXTS as SETTINGS
 from extension.hosts.unfit import SENTENCES as REFUSALS
 from extension.jobs.setup import SENTENCES
 from extension.ui import sentences
@@ -28,8 +29,11 @@ LOCALIZATIONS = ROOT / "localizations"
 _CALL = re.compile(r"\bt\(")
 _TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-SAID = ("needs at least {0} pictures", "needs about {0} GB of graphics memory", *SENTENCES.values(), *REFUSALS)
-"""What `extension.choosing` has against a method; what is said of the trainers' environment and of a WebUI."""
+SAID = (
+    "needs at least {0} pictures", "needs about {0} GB of graphics memory", *SENTENCES.values(), *REFUSALS, *SETTINGS,
+)  # fmt: skip
+"""What `extension.choosing` has against a method; what is said of the trainers' environment and of a WebUI, and the
+settings there."""
 
 
 def page_texts() -> list[str]:
