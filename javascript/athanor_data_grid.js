@@ -41,7 +41,7 @@
     if (picture.kinds.has("copy")) said.push(t("a copy of {0}", picture.of));
     if (picture.kinds.has("alike")) said.push(t("nearly the same as {0}", picture.of));
     if (picture.kinds.has("broken") && picture.why) said[0] = athanor.said(picture.why);
-    return said;
+    return said.join(" · ");
   }
 
   function card(picture) {
@@ -55,7 +55,7 @@
     const figure = h("figure", { class: "athanor-picture", "data-file": picture.file, "data-selected": String(box.checked) },
       h("label", { class: "athanor-thumb" }, image, box,
         twin ? h("img", { class: "athanor-twin", src: address(twin.file, twin.version), alt: "", title: twin.file, loading: "lazy" }) : ""),
-      h("figcaption", {}, h("b", { title: picture.file }, athanor.asIs(picture.file)), troubles(picture).map((text) => h("em", { title: text }, text)),
+      h("figcaption", {}, h("b", { title: picture.file }, athanor.asIs(picture.file)), h("em", { title: troubles(picture) }, troubles(picture)),
         broken ? "" : withRibbon(field(picture, said)), said));
     tell(picture, said);
     return figure;
