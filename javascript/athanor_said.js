@@ -57,9 +57,9 @@
 
   /** What stands behind a name: a sentence, or a clause with or without a full stop. */
   function behind(known, text) {
-    const said = whole(known, text) || value(known, text), clause = text.slice(0, -1);
-    if (said !== text || !text.endsWith(".")) return said;
-    return value(known, clause) !== clause ? athanor.t("{0}.", value(known, clause)) : text;
+    const clause = text.endsWith(".") ? text.slice(0, -1) : text, said = whole(known, text) || value(known, clause);
+    if (said === clause) return value(known, text);
+    return clause === text || /[.!?\u3002]$/.test(said) ? said : athanor.t("{0}.", said);
   }
 
   /** Chinese letters stand beside each other without a blank, and beside Latin ones with one, where `MARK` says that a

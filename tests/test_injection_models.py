@@ -245,7 +245,7 @@ def test_wrong_family_and_partial_files_are_reported(models, files, tmp_path):
     path = write_adapter(tmp_path / "odd.safetensors", entries)
     generation = injection.begin(p, [constant_use(files.get(path))])
     (line,) = generation.sentences("sd1")
-    assert line.startswith("odd: 4 of 6 sites, 3 unknown keys such as lora_unet_double_blocks_0_img_attn_qkv.")
+    assert line.startswith("odd: 4 of 6 sites; 3 unknown keys such as lora_unet_double_blocks_0_img_attn_qkv.")
     assert f"1 layers of another shape such as {second}" in line
     injection.end(p)
 
@@ -255,7 +255,7 @@ def test_a_missing_component_is_reported(models, files, tmp_path):
     path = write_adapter(tmp_path / "x.safetensors", random_lora(model, "sd1"))
     injection, p = Injection("sd1", {"unet": model.unet}), Processing()
     (line,) = injection.begin(p, [constant_use(files.get(path))]).sentences("sd1")
-    assert "192 of 264 sites, 72 layers this model lacks such as lora_te_text_model" in line
+    assert "192 of 264 sites; 72 layers this model lacks such as lora_te_text_model" in line
     injection.end(p)
 
 

@@ -58,7 +58,7 @@ class Fit:
         if self.misfits:
             layer, why = next(iter(self.misfits.items()))
             parts.append(f"{len(self.misfits)} layers of another shape such as {layer} ({why})")
-        return [f"{self.name}: {', '.join(parts)}."]
+        return [f"{self.name}: {'; '.join(parts)}."]
 
 
 @dataclass

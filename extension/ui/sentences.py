@@ -31,7 +31,7 @@ CLAUSES_IN = (
     "trainers/formats/safetensors_io.py", "trainers/spec.py", "extension/hosts/lease.py",
     "extension/hosts/a1111_lease.py", "extension/hosts/forge_lease.py", "extension/jobs/child.py",
     "extension/jobs/lease.py", "extension/jobs/less_memory.py", "extension/jobs/places.py",
-    "extension/jobs/reasons.py", "installer/machine.py", "installer/problems.py",
+    "extension/jobs/reasons.py", "extension/injection/plan.py", "installer/machine.py", "installer/problems.py",
 )  # fmt: skip
 """Files whose clauses stand inside sentences, as the reason or as what a thing is."""
 
@@ -68,7 +68,7 @@ INSIDE = (
     "have no readable caption (not text: {0})", "{0} files are not read; convert it to PNG or JPEG",
     "{0} x {1} is too small for a bucket while upscale is off", "; use {0} instead",
     " (step {0} of {1}: {2})", " ({0} are needed and {1} are free)", "the CUDA build ({0})",
-    "Making an environment for Python {0}", "Installing {0}, {1}", "{0} ({1})", "{0}: {1}", "{0}.",
+    "Making an environment for Python {0}", "Installing {0}, {1}", "{0} of {1} sites", "{0} ({1})", "{0}: {1}", "{0}.",
 )  # fmt: skip
 """What values are made of: numbers with what they count, lists that are cut short, clauses with values of their own."""
 
