@@ -43,7 +43,7 @@
     const memory = facts && facts.memory;
     const about = facts && !facts.steps_are_exact;
     athanor.fill(side.facts.firstChild,
-      row(t("Pictures"), facts ? folderText(facts) : pictureText()),
+      row(t("Pictures"), facts ? folderLines(facts) : pictureText()),
       row(t("Steps"), steps ? (about ? t("about {0}", steps) : String(steps)) : "–", t("One step shows the model a few pictures and changes what is learned a little.")),
       row(t("Time"), time ? athanor.timeText(time) : t("found by looking")),
       row(t("Memory"), memory ? t("{0} of {1} free", athanor.size(memory.peak_bytes), athanor.size(memory.free_bytes)) : t("found by looking")),
@@ -51,9 +51,11 @@
       row(t("Trained on"), (facts ? facts.device : form.known.device) === "cpu" ? t("the processor (slow)") : t("the graphics card")));
   };
 
-  function folderText(facts) {
-    return facts.folders.map((folder, index) => counted(folder.pictures, folder.captioned) + (index ? ` (${t(folder.purpose)})` : "")).join("; ")
-      + (facts.held_out ? "; " + t("{0} of them held out for measuring", facts.held_out) : "");
+  /** A line for each folder, and one for what is held out. */
+  function folderLines(facts) {
+    const lines = facts.folders.map((folder, index) => counted(folder.pictures, folder.captioned) + (index ? ` · ${t(folder.purpose)}` : ""));
+    if (facts.held_out) lines.push(t("{0} of them held out for measuring", facts.held_out));
+    return lines.map((line) => h("div", {}, line));
   }
 
   /** An answer was changed: what was found belongs to another job. */
