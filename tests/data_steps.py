@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from page_steps import drop
 from PIL import Image
 
 PICTURES = Path(__file__).resolve().parent.parent / "assets" / "pictures" / "basketball" / "train"
@@ -134,8 +135,8 @@ class Data:
             self.screen.get_by_role("button", name=re.compile(rf"^{tool}( \(\d+\))?$")).press("Enter")
 
     def drop(self, files: list[Path], into: str) -> None:
-        """Copies files into a folder of the page's own; a browser gives chosen files as it gives dropped ones."""
+        """Drops files, which are copied into a folder of the page's own."""
         self.screen.get_by_label("Name of the folder that dropped pictures are copied into").fill(into)
-        self.screen.get_by_label("Choose pictures").set_input_files(files)
+        drop(self.page, "#athanor-screen-data .athanor-drop", {file.name: file.read_bytes() for file in files})
         self.screen.get_by_role("heading", name=into).wait_for()
         self.looked()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import mimetypes
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,21 @@ def _is_error(said: Any, address: str) -> bool:
 
 def _told(said: Any) -> str:
     return f"{said.text} ({said.location.get('url', '')})"
+
+
+_DROP = """([files, place]) => {
+  const given = new DataTransfer(), bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  for (const [name, type, text] of files) given.items.add(new File([bytes(text)], name, { type }));
+  const dropped = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: given });
+  document.querySelector(place).dispatchEvent(dropped);
+}"""
+
+
+def drop(page: Any, place: str, files: Mapping[str, bytes]) -> None:
+    """Drops files, by their names, on what a selector finds."""
+    kinds = {name: mimetypes.guess_type(name)[0] or "" for name in files}
+    given = [[name, kinds[name], base64.b64encode(content).decode()] for name, content in files.items()]
+    page.evaluate(_DROP, [given, place])
 
 
 def open_tab(page: Any, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import pytest
 import torch
 from data_steps import Data
 from jobs_helpers import fake_environment, kill_all, until
-from page_steps import PROMPT, open_tab, opened, train_from_the_form, wait_until_done
+from page_steps import PROMPT, drop, open_tab, opened, train_from_the_form, wait_until_done
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
@@ -229,14 +228,6 @@ def test_captions_are_changed_together_taken_back_and_handed_to_the_form(page, t
     assert page.errors == []
 
 
-DROP = """([text, place]) => {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)), given = new DataTransfer();
-  given.items.add(new File([bytes], "sheet.png", { type: "image/png" }));
-  const dropped = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: given });
-  document.querySelector(place).dispatchEvent(dropped);
-}"""
-
-
 @pytest.mark.slow
 def test_a_sheet_that_is_dropped_anywhere_fills_the_form_and_a_picture_does_not(page, tab, workshop):
     job = spec.parse({"name": "from-afar", "base": "b", "data": "d", "steps": 77, "trigger": "zkw", "rank": 5})
@@ -245,7 +236,7 @@ def test_a_sheet_that_is_dropped_anywhere_fills_the_form_and_a_picture_does_not(
     for name, place, texts in (("sheet", "#athanor-screen-runs", chunk), ("plain", ".athanor-hold-paces", None)):
         out = BytesIO()
         picture.save(out, "PNG", pnginfo=texts)
-        page.evaluate(DROP, [base64.b64encode(out.getvalue()).decode(), place])
+        drop(page, place, {"sheet.png": out.getvalue()})
         if name == "sheet":
             tab.get_by_text("It was trained on another.safetensors, which is not here.").wait_for()
     assert tab.get_by_label("Trigger word", exact=True).input_value() == "zkw"
