@@ -44,6 +44,7 @@ def _picture(host: Host, drawing: Drawing) -> Drawn:
         cfg_scale=7.0, width=side, height=side, sampler_name="Euler a", batch_size=1, n_iter=1,
         do_not_save_samples=True, do_not_save_grid=True,
     )  # fmt: skip
+    p.is_api = True  # else the page's own seed, steps and sampler take the place of these
     with closing(p):
         runner = scripts.scripts_txt2img
         if not runner.scripts:

@@ -31,7 +31,8 @@ def _forge_base(webui, host_python) -> Path:
     return path
 
 
-def _flags(webui, host_python, which) -> list[str]:
+def flags_with_page(webui: Path, host_python: str, which: str) -> list[str]:
+    """How a WebUI is started that shows its page; a model is there for it to load."""
     if which == "a1111":
         return [flag for flag in A1111_FLAGS if flag != "--nowebui"]
     more = ["--ckpt", str(_forge_base(webui, host_python))] if which == "forge" else []
@@ -61,7 +62,7 @@ def page_server(webui, host_python, which_webui, page_settings, tmp_path_factory
     known |= {**_settings(webui, which_webui), **page_settings}
     settings.write_text(json.dumps(known, indent=4), encoding="utf-8")  # `webui` puts back what there was
     os.environ["ATHANOR_PYTHON"] = sys.executable
-    flags = _flags(webui, host_python, which_webui)
+    flags = flags_with_page(webui, host_python, which_webui)
     made = Server(host_python, webui, tmp_path_factory.mktemp("page") / "host.log", flags)
     try:
         yield made.wait()

@@ -69,11 +69,12 @@ def _free_port() -> int:
 
 
 class Server:
-    """One running WebUI."""
+    """One running WebUI; `login` is sent with every request, as `name:password`."""
 
-    def __init__(self, python: str, webui: Path, log: Path, flags: Sequence[str]) -> None:
+    def __init__(self, python: str, webui: Path, log: Path, flags: Sequence[str], login: str = "") -> None:
         self.port = _free_port()
         self.log = log
+        self._headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
         self._drawn: dict[str, Drawn] = {}
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         environment.pop("PYTHONPATH", None)
@@ -128,7 +129,8 @@ class Server:
 
     def get(self, path: str):
         """The answer to a GET."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=self._headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: dict | None = None):
@@ -136,7 +138,7 @@ class Server:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             json.dumps(body or {}).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", **self._headers},
         )
         try:
             with urllib.request.urlopen(request, timeout=600) as answer:
