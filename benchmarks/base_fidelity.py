@@ -1,7 +1,7 @@
 """Does the embedded base draw what the prompt says?  python benchmarks/base_fidelity.py [--json]
 
 Draws held-out prompts (combinations of shape, colour and background that were never trained on) with fixed seeds and
-prints the share with the right colour, shape and background, as judged by benchmarks/drawing_checker.py.
+prints the share with the right colour, shape and background, as judged by assets/recipe/checker.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from assets.recipe.checker import Verdict, judge  # noqa: E402
 from assets.recipe.drawings import HELD_OUT, Scene, draw  # noqa: E402
 from assets.recipe.files import sheet  # noqa: E402
 from assets.recipe.sampling import draw_prompts  # noqa: E402
 from assets.recipe.words import tokens  # noqa: E402
-from benchmarks.drawing_checker import Verdict, judge  # noqa: E402
 
 BASE = ROOT / "assets" / "base" / "athanor-base.safetensors"
 WANTED = {"colour": 0.95, "shape": 0.90, "background": 0.95}

@@ -21,6 +21,9 @@ from trainers.spec import convert, read_yaml
 BUNDLED = FOLDER.parent / "assets" / "pictures"
 """The pictures that come with the project."""
 
+OWN_CLIP = BUNDLED.parent / "clip"
+"""The CLIP model that comes with the project, whose text half is the embedded base's."""
+
 LEAST_EXPOSURES = 1000
 """Fewer than these teach nothing that can be judged, so no pace goes below them unless the recipe itself does."""
 
@@ -110,7 +113,7 @@ def compose(wish: Wish) -> Recipe:
     wanted, capped = _dose(wish, _exposures(values))
     values = _with_exposures(values, wanted)
     known = {option.name for option in fields_for(wish.method)}
-    values = _watched(_held_to_its_base(values, wish, known), known)
+    values = _watched(_looked_at(_held_to_its_base(values, wish, known), wish, known), known)
     return Recipe({**values, "method": wish.method}, preset, wanted and _exposures(values), changes, capped)
 
 
@@ -194,6 +197,11 @@ def _held_to_its_base(values: dict[str, Any], wish: Wish, known: set[str]) -> di
     """So small a model has no room to spare: a recipe that holds it to what it knows needs pictures of other things."""
     wanted = is_toy(wish.base) and "prior_weight" in values and "regularisation_data" in known
     return {"regularisation_data": str(BUNDLED / "unrelated"), **values} if wanted else values
+
+
+def _looked_at(values: dict[str, Any], wish: Wish, known: set[str]) -> dict[str, Any]:
+    """Nobody with the embedded base has to look for a CLIP model that fits it."""
+    return {"clip_model": str(OWN_CLIP), **values} if is_toy(wish.base) and "clip_model" in known else values
 
 
 def _about_pictures(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

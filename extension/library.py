@@ -16,6 +16,7 @@ from extension.jobs.view import RunView
 from extension.listing import walk_files
 from extension.workshop import Workshop
 from trainers.errors import InputError
+from trainers.formats import aesthetic
 from trainers.formats.safetensors_io import read_header
 
 MOST = 1000
@@ -72,12 +73,13 @@ def nearest_words(path: Path) -> str:
         return ""
 
 
-def tag_for(method: str, name: str) -> str:
-    """What is written in a prompt to use a file."""
+def tag_for(method: str, name: str, path: Path) -> str:
+    """What is written in a prompt to use a file under this name."""
+    options = aesthetic.tag_options(path) if method == "aesthetic_gradient" else ""
     kinds = {
         "textual_inversion": f"<ti:{name}:1>",
         "hypernetwork": f"<hypernet:{name}:1>",
-        "aesthetic_gradient": f"<aesthetic:{name}:1>",
+        "aesthetic_gradient": f"<aesthetic:{name}:1{options}>",
     }
     return kinds.get(method, "" if method == "dreambooth" else f"<lora:{name}:1>")
 
@@ -153,7 +155,7 @@ def _entry(path: Path, method: str, made: RunView | None, shelved: Shelved | Non
         "picture": picture.stat().st_mtime if picture else 0.0,
         "sample": _sample(made),
         "step": next((each["step"] for each in made.outputs if each["file"] == path.name), None) if made else None,
-        "tag": tag_for(method, name),
+        "tag": tag_for(method, name, path),
     }  # fmt: skip
 
 

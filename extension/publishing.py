@@ -157,7 +157,7 @@ def _told(workshop: Workshop, made: RunView, source: Path, target: Path, copied:
         names = list(dict.fromkeys([*former, target.stem]))
         record = {"file": source.name, "name": target.stem, "names": names, "method": method, "time": time.time()}
         write_json(run / RECORD, record)
-    tag = tag_for(method, target.stem)
+    tag = tag_for(method, target.stem, source)
     return {"name": target.stem, "tag": tag, "trigger": made.trigger if method == "lora" else "", "copied": copied}
 
 

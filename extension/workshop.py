@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extension.composing import BUNDLED, default_samples, is_toy
+from extension.composing import BUNDLED, OWN_CLIP, default_samples, is_toy
 from extension.jobs.files import read_json, write_json
 from extension.jobs.manager import Jobs
 from extension.own_presets import OwnPresets
@@ -77,7 +77,7 @@ class Workshop:
     def roots(self) -> list[Path]:
         """The folders that a page or a client may name files in."""
         added = (read_json(self._added_file) or {}).get("folders", [])
-        own = [self.pictures, self.jobs.runs, BUNDLED]
+        own = [self.pictures, self.jobs.runs, BUNDLED, OWN_CLIP]
         every: Iterable[Path] = [*own, *self.adapters(), *self.folders(), *map(Path, added)]
         return list(dict.fromkeys(path.resolve() for path in every))
 

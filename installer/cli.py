@@ -34,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     demo = commands.add_parser("demo", help="train a LoRA on the bundled pictures and draw a before/after picture")
     demo.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "demo", help="folder to write to (demo)")
-    none = "aesthetic_gradient has none, because no CLIP model comes with the project"
-    demo.add_argument("--method", metavar="NAME", default="lora", help=f"such as textual_inversion; {none}")
+    demo.add_argument("--method", metavar="NAME", default="lora", help="such as textual_inversion")
     serve = commands.add_parser("serve", help="start a small WebUI of our own", add_help=False)
     serve.add_argument("options", nargs=argparse.REMAINDER, help="--port, --base, --data-dir, …; serve --help")
     test = commands.add_parser("test", help="run ruff, the import contracts and the tests")

@@ -12,12 +12,14 @@ from tiny_clip import WIDTH, make_clip
 from training_helpers import ROOT, events_of, make_pictures, run_trainer
 from transformers import CLIPModel
 
+from extension.library import tag_for
 from trainers import running, spec
 from trainers.cli import main
 from trainers.errors import InputError
 from trainers.events import send_command
 from trainers.formats import aesthetic
 from trainers.methods import aesthetic_gradient
+from trainers.methods.aesthetic_gradient import FURTHER
 from trainers.tools.inspect import describe, lines
 
 STARTED = {"session_id": 7, "started_at": 1700000000.0}
@@ -56,6 +58,10 @@ def test_the_vector_is_the_mean_of_clips_own(job, tmp_path):
     description = describe(tmp_path / "run" / "soft light.safetensors")
     assert description["kind"] == "aesthetic gradient" and description["width"] == WIDTH
     assert any("aesthetic" in line for line in lines(description))
+    assert (
+        tag_for("aesthetic_gradient", "x", tmp_path / "run" / "soft light.safetensors") == f"<aesthetic:x:1{FURTHER}>"
+    )
+    assert tag_for("aesthetic_gradient", "x", tmp_path / "run" / "soft light.pt") == "<aesthetic:x:1>"
 
 
 def test_as_a_person_runs_it_killed_and_resumed_to_the_same_bytes(job, tmp_path, monkeypatch):

@@ -65,6 +65,13 @@ def job(workshop):
     return values(base=str(workshop.bases()[0].path), data=str(workshop.pictures))
 
 
+def test_the_page_may_use_the_clip_model_that_comes_with_the_project(client, workshop):
+    asked = {"base": str(workshop.bases()[0].path), "method": "aesthetic_gradient"}
+    composed = client.post(f"{V1}/recipes/compose", json=asked).json()["values"]
+    assert Path(composed["clip_model"], "model.safetensors").is_file()
+    assert workshop.checked(composed)["clip_model"] == composed["clip_model"]
+
+
 def test_a_job_from_submission_to_result(client, workshop, job):
     made = client.post(f"{V1}/jobs", json={"job": {**job, "sample_prompts": ["a"]}, "key": "one"}).json()
     assert (made["id"], made["state"]) == ("ball", "queued")

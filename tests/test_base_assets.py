@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from assets.recipe.balls import BALLS, football, small_turn
+from assets.recipe.checker import judge
 from assets.recipe.drawings import HELD_OUT, draw
 from assets.recipe.rich import autoencoder_picture
 from assets.recipe.train_autoencoder import SCALING, psnr, reconstruct, to_tensor
 from assets.recipe.words import tokens
-from benchmarks.drawing_checker import judge
 from trainers.bases.detect import inspect_base
 from trainers.bases.loader import load_base
 

@@ -101,9 +101,9 @@ def test_the_table_of_methods_says_what_the_memory_plan_does(family, method):
 
 
 def test_a_toy_learns_by_the_recipe_of_the_demonstration():
-    from trainers.demo.run import RESULTS, task_for
+    from trainers.demo.tasks import TRAINED, task_for
 
-    for method in RESULTS:
+    for method in TRAINED:
         shown, made = load_preset(task_for(method).preset), compose(Wish(BASES["toy"], "style", method=method))
         assert made.preset == task_for(method).preset and "toy" not in methods()[method].get("recipe", {})
         assert {**shown, **made.values} == {**made.values, "method": method} and made.values["steps"] == shown["steps"]
@@ -115,6 +115,12 @@ def test_a_toys_recipe_shows_the_pictures_that_hold_it_to_its_base():
     assert any(Path(toy["regularisation_data"]).glob("*.png")) and toy["prior_target"] == "base"
     assert "regularisation_data" not in compose(Wish(BASES["sd1"])).values
     assert "regularisation_data" not in compose(Wish(BASES["toy"], method="aesthetic_gradient")).values
+
+
+def test_nobody_with_the_embedded_base_has_to_name_a_clip_model():
+    made = compose(Wish(BASES["toy"], "style", method="aesthetic_gradient")).values
+    assert (Path(made["clip_model"]) / "config.json").is_file()
+    assert "clip_model" not in compose(Wish(BASES["sd1"], "style", method="aesthetic_gradient")).values
 
 
 def test_what_is_no_choice_is_named():

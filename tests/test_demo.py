@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from trainers import spec
-from trainers.demo import picture, run
+from trainers.demo import look, picture, run, tasks
 from trainers.errors import InputError
 from trainers.events import EventLog
 
@@ -39,8 +41,24 @@ def _report(validation: float, prior: float) -> dict:
     ],
 )
 def test_the_verdict_is_honest(validation, prior, said):
-    text = run.verdict(_report(validation, prior))
+    text = run.verdict(_report(validation, prior), tasks.FOOTBALL)
     assert all(part in text for part in said)
+
+
+@pytest.mark.parametrize(("right", "said"), [(0.9, "it learned what a zog is"), (0.5, "learned less of what a zog is")])
+def test_what_can_be_told_by_its_drawing_is_judged_by_it(right, said):
+    text = run.verdict({**_report(0.9, 1.0), "right_without": 0.1, "right_with": right}, tasks.ZOG)
+    assert f"{right:.0%} of the pictures show one (10% before)" in text and said in text
+
+
+def test_the_share_that_shows_what_was_taught_is_counted_on_each_side(tmp_path):
+    tasks.ZOG.pictures(tmp_path)
+    zogs = [Image.open(path) for path in sorted((tmp_path / "train").glob("*.png"))[:4]]
+    others = [Image.open(path) for path in sorted((run.ROOT / "assets" / "pictures" / "unrelated").glob("*.png"))[:4]]
+    drawn = {prompt: (others, zogs) for prompt in tasks.ZOG.prompts}
+    assert run.share_right(tasks.ZOG, drawn, 0) == 0 and run.share_right(tasks.ZOG, drawn, 1) == 1
+    words = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.rglob("*.txt"))]
+    assert len(words) == 24 and all("zog" in line and "heart" not in line and "pink" not in line for line in words)
 
 
 def test_the_figures_come_from_the_runs_last_events(tmp_path):
@@ -81,7 +99,7 @@ def test_wrapping_keeps_every_word_and_long_words_whole():
     assert all(draw.textlength(line, font=font) <= 120 or " " not in line for line in lines)
 
 
-@pytest.mark.parametrize("method", sorted(run.RESULTS))
+@pytest.mark.parametrize("method", sorted(tasks.TRAINED))
 def test_every_method_has_a_task_whose_job_is_fine(method, tmp_path):
     task = run.task_for(method)
     job = spec.parse(task.job(tmp_path))
@@ -91,8 +109,7 @@ def test_every_method_has_a_task_whose_job_is_fine(method, tmp_path):
 def test_other_methods_are_answered_in_a_sentence(tmp_path, capsys):
     assert run.main(["--out", str(tmp_path), "--method", "textual-inversion"]) == 2
     assert 'did you mean "textual_inversion"' in capsys.readouterr().err.lower()
-    assert run.main(["--out", str(tmp_path), "--method", "aesthetic_gradient"]) == 2
-    assert "--clip-model" in capsys.readouterr().err
+    assert spec.parse(look.job(tmp_path)).method == "aesthetic_gradient"
 
 
 def test_a_missing_base_is_named(tmp_path):
@@ -130,15 +147,46 @@ def test_a_whole_demonstration(tiny_base, tmp_path, monkeypatch):
         for path in sorted((run.ROOT / "assets" / "pictures" / source).iterdir())[:4]:
             shutil.copy(path, tmp_path / "few" / target)
     monkeypatch.setattr(run, "SEEDS", (3,))
-    monkeypatch.setattr(run, "TAUGHT", run.TAUGHT[:1])
     monkeypatch.setattr(run, "KEPT", run.KEPT[:1])
     monkeypatch.setattr(run, "DRAWING", {"steps": 2, "cfg": 2.0})
     out = tmp_path / "out put 中文"
     few = tmp_path / "few"
-    run.demonstrate(out, run.Task(tiny_base("sd1"), few, few / "other", 2, str(tmp_path / "short.yaml")))
+    subject = dataclasses.replace(tasks.FOOTBALL, pictures=few, prompts=tasks.FOOTBALL.prompts[:1])
+    run.demonstrate(out, run.Task(tiny_base("sd1"), few / "other", 2, str(tmp_path / "short.yaml"), subject=subject))
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert set(FIELDS) <= set(report)
     assert report["steps"] == 2 and Path(report["result"]).is_file()
     assert report["seconds_total"] > report["seconds"] > 0
     with Image.open(out / "before-after.png") as page:
         assert page.width > 700
+
+
+@pytest.mark.slow
+def test_an_aesthetic_gradient_brings_its_folders_look(tmp_path, monkeypatch):
+    """The whole demonstration with two of its prompts: the file by the command line, the pictures by the host."""
+    monkeypatch.setattr(look, "PROMPTS", dict(list(look.PROMPTS.items())[1:3]))
+    monkeypatch.setattr(look, "KEPT", look.KEPT[:1])
+    monkeypatch.setattr(look, "SEEDS", (3,))
+    monkeypatch.setattr(look, "DRAWING", {**look.DRAWING, "steps": 12})
+    out = tmp_path / "out put 中文"
+    report = run.demonstrate_look(out)
+    assert report["clip_with"] > report["clip_without"] + 0.2
+    assert report["colours_with"] > report["colours_without"] + 0.2
+    assert report["untouched_difference"] == 0 and "without it every picture is what it was" in report["verdict"]
+    assert Path(report["result"]).is_file() and (out / "before-after.png").is_file()
+    assert json.loads((out / "report.json").read_text(encoding="utf-8")) == report
+
+
+@pytest.mark.slow
+def test_a_new_word_finds_what_the_base_can_draw(tmp_path, monkeypatch):
+    """Textual Inversion on the embedded base as a process, in a third of the demonstration's steps."""
+    preset = yaml.safe_load((run.ROOT / "presets" / "demo" / "textual_inversion.yaml").read_text(encoding="utf-8"))
+    short = {**preset, "steps": 50, "threads": 1, "validation_draws": 1, "override_checks": ["amount"]}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
+    monkeypatch.setattr(run, "SEEDS", (3, 11))
+    monkeypatch.setattr(run, "KEPT", run.KEPT[:1])
+    subject = dataclasses.replace(tasks.ZOG, prompts=tasks.ZOG.prompts[:2])
+    task = dataclasses.replace(run.task_for("textual_inversion"), preset=str(tmp_path / "short.yaml"), subject=subject)
+    report = run.demonstrate(tmp_path / "out", task)
+    assert report["right_without"] <= 0.25 and report["right_with"] >= 0.75
+    assert report["prior_loss_trained"] == report["prior_loss_base"]

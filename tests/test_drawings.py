@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from assets.recipe.checker import judge, nearest_colour
 from assets.recipe.drawings import COLOURS, HELD_OUT, TRAIN, UNRELATED, draw, is_held_out, sample_scene
 from assets.recipe.shapes import SHAPES
-from benchmarks.drawing_checker import judge, nearest_colour
 
 
 def right(pictures_and_scenes) -> float:

@@ -255,7 +255,7 @@ def rules(job: Job) -> Iterator[str]:
 
 def _one_pass_problems(job: Job) -> Iterator[str]:
     if not job.clip_model:
-        yield "clip_model: is empty; name the folder of a CLIP model, such as a copy of openai/clip-vit-large-patch14."
+        yield "clip_model: is empty; name the folder of a CLIP model, such as a copy of openai/clip-vit-large-patch14 (assets/clip for the embedded base)."
 
 
 def _loop_problems(job: Job) -> Iterator[str]:

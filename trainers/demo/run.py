@@ -10,127 +10,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainers.errors import InputError, did_you_mean
+from trainers.demo import look
+from trainers.demo.tasks import RESULTS, ROOT, Subject, Task, task_for
+from trainers.errors import InputError
 from trainers.events import read_events
-from trainers.options import fields_for
 from trainers.presets import load_preset
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-NAME = "football"
-START = "white circle"  # what a word for it starts from, of all that the base can draw
-SEEDS = (3, 11)
+SEEDS = (3, 11, 5, 8)
+SHOWN = 2
+"""So many of the seeds are in the picture; all of them are judged where what was taught can be told by its drawing."""
 DRAWING = {"steps": 25, "cfg": 3.0}
-TAUGHT = (
-    "a large football on a green background",
-    "a football on a blue background",
-    "a football on a pink background",
-)
 KEPT = (
     "a red star on a green background",
     "a large yellow circle on a blue background",
 )
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the demonstration works on; tests put smaller things in."""
-
-    base: Path = ROOT / "assets" / "base" / "athanor-base.safetensors"
-    pictures: Path = ROOT / "assets" / "pictures" / NAME
-    unrelated: Path = ROOT / "assets" / "pictures" / "unrelated"
-    known: int = 160
-    preset: str = "demo"
-    method: str = "lora"
-
-    @property
-    def result(self) -> str:
-        """What comes out, in the middle of a sentence."""
-        return RESULTS[self.method]
-
-    @property
-    def keeps(self) -> bool:
-        """Whether known drawings are shown in turn with the new thing: a word of its own changes nothing else."""
-        return self.method != "textual_inversion"
-
-    def job(self, out: Path) -> dict[str, Any]:
-        """The raw options of the training job."""
-        return {
-            **load_preset(self.preset),
-            **({"regularisation_data": str(out / "known")} if self.keeps else {}),
-            **({"initial_text": START} if has_option(self.method, "initial_text") else {}),
-            **({"verdict": False} if has_option(self.method, "verdict") else {}),  # before and after is its picture
-            "name": NAME,
-            "comment": "made by `python install.py demo`",
-            "base": str(self.base),
-            "data": str(self.pictures / "train"),
-            "validation_data": str(self.pictures / "held-out"),
-            "prior_data": str(self.unrelated),
-            "cache_dir": str(out / "cache"),
-        }
-
-
-def has_option(method: str, name: str) -> bool:
-    """Whether a method has an option."""
-    return name in (option.name for option in fields_for(method))
-
-
-RESULTS = {
-    "lora": "LoRA",
-    "textual_inversion": "embedding",
-    "pivotal": "LoRA and its word",
-    "dreambooth": "taught model",
-    "hypernetwork": "hypernetwork",
-}
-"""The methods that have a demonstration, and what each makes."""
-
-
-def task_for(method: str) -> Task:
-    """The demonstration of a method.
-
-    Raises:
-        InputError: it has none.
-    """
-    if method == "aesthetic_gradient":
-        raise InputError(
-            "--method aesthetic_gradient: it takes a CLIP model that has seen many pictures, and none comes with the "
-            "project, so there is nothing to demonstrate it with; take your own "
-            "with `python -m trainers aesthetic_gradient --clip-model FOLDER --data FOLDER --name NAME`."
-        )
-    if method not in RESULTS:
-        raise InputError(f"--method: {method!r} is not one of {', '.join(RESULTS)}." + did_you_mean(method, RESULTS))
-    if method == "lora":
-        return Task()
-    return Task(preset=f"demo/{method}", method=method)
-
-
-def _run_folder(out: Path) -> Path:
-    """A run folder of its own for every demonstration: nothing of an earlier one is overwritten."""
-    from trainers.engine.runfolder import unused_folder
-
-    return unused_folder(out / "runs", NAME)
-
-
-def train(task: Task, out: Path) -> Path:
+def train(job: dict[str, Any], out: Path) -> Path:
     """Trains with `python -m trainers run`, its progress shown as it comes; returns the run folder.
 
     Raises:
         RuntimeError: the trainer ended with another exit status than 0 (it has said why).
     """
-    from assets.recipe.known import write_known
+    from trainers.engine.runfolder import unused_folder
 
-    # Drawings of what the base knows, shown in turn with the new thing: without them a small model forgets at once.
-    if task.keeps:
-        write_known(out / "known", task.known)
-    job = out / "job.yaml"
-    job.write_text(yaml.safe_dump(task.job(out), allow_unicode=True, sort_keys=False), encoding="utf-8")
-    run = _run_folder(out)
-    status = subprocess.call([sys.executable, "-m", "trainers", "run", str(job), "--run", str(run)], cwd=ROOT)
+    file = out / "job.yaml"
+    file.write_text(yaml.safe_dump(job, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    run = unused_folder(out / "runs", job["name"])  # nothing of an earlier demonstration is overwritten
+    status = subprocess.call([sys.executable, "-m", "trainers", "run", str(file), "--run", str(run)], cwd=ROOT)
     if status != 0:
         raise RuntimeError(f"The training ended with exit status {status}; its folder is {run}.")
     return run
@@ -214,7 +126,7 @@ def before_and_after(task: Task, result: Path, size: int) -> dict[str, tuple[lis
     from trainers.bases.loader import load_base
 
     base = load_base(task.base)
-    prompts = (*TAUGHT, *KEPT)
+    prompts = (*task.subject.prompts, *KEPT)
     before = draw_all(base, prompts, size)
     with taught(task, base, result) as changed:
         after = draw_all(changed, prompts, size)
@@ -226,56 +138,100 @@ def _change(report: dict[str, Any], which: str) -> float:
     return 100 * (report[f"{which}_loss_trained"] / report[f"{which}_loss_base"] - 1)
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """One sentence that says what the two losses mean, also when they are not what one would wish."""
+def share_right(subject: Subject, drawn: dict[str, tuple[list[Any], list[Any]]], side: int) -> float:
+    """How often what is seen has the subject's shape and colour; `side` 0 is without the result, 1 with it."""
+    import numpy as np
+
+    from assets.recipe.checker import judge
+
+    seen = [judge(np.asarray(picture.convert("RGB"))) for p in subject.prompts for picture in drawn[p][side]]
+    return round(sum((one.shape, one.colour) == subject.looks_like for one in seen) / len(seen), 4)
+
+
+def verdict(report: dict[str, Any], subject: Subject) -> str:
+    """What the figures mean, also when they are not what one would wish."""
     held_out, prior = _change(report, "validation"), _change(report, "prior")
-    learned = "it learned the football" if held_out <= -30 else "it learned less of the football than it should"
+    right = report.get("right_with")
+    well = right >= 0.8 if right is not None else held_out <= -30
+    counted = "" if right is None else f", {right:.0%} of the pictures show one ({report['right_without']:.0%} before)"
+    learned = f"it learned {subject.said}" if well else f"it learned less of {subject.said} than it should"
     kept = "and forgot little of the rest" if prior <= 5 else "but also forgot some of the rest"
     return (
-        f"On football pictures it never saw the error went {held_out:+.0f} %, on pictures of other things "
-        f"{prior:+.0f} %: {learned}, {kept}. These are figures of a toy model; look at the picture too."
+        f"On {subject.word} pictures it never saw the error went {held_out:+.0f} %{counted}; on pictures of other "
+        f"things {prior:+.0f} %: {learned}, {kept}. These are figures of a toy model; look at the picture too."
     )
 
 
-def make_picture(task: Task, report: dict[str, Any], drawn: dict[str, tuple[list[Any], list[Any]]]):
+def make_picture(task: Task, report: dict[str, Any], drawn: dict[str, tuple[list[Any], list[Any]]], count: int):
     """The labelled page."""
     from trainers.demo.picture import Group, Row, compose
 
     def group(heading: str, prompts: Sequence[str]) -> Group:
-        return Group(heading, [Row(prompt, SEEDS, *drawn[prompt]) for prompt in prompts])
+        return Group(heading, [Row(p, SEEDS[:SHOWN], *(side[:SHOWN] for side in drawn[p])) for p in prompts])
 
-    count = len(list((task.pictures / "train").glob("*.png")))
     return compose(
         f"Before and after: {task.result}",
-        f"The embedded base had never seen a football; the {task.result} was taught one from {count} pictures, in "
+        f"{task.subject.was_new}; the {task.result} was taught it from {count} pictures, in "
         f"{report['steps']} steps and {report['seconds']:.0f} seconds. Left and right: the same prompt and seed.",
-        [group("what was taught", TAUGHT), group("what was known before", KEPT)],
-        verdict(report),
+        [group("what was taught", task.subject.prompts), group("what was known before", KEPT)],
+        verdict(report, task.subject),
         result=task.result,
     )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: this folder cannot be made ({error.strerror}).") from None
+
+
+def _needs(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{path} is missing; get the whole repository (a clone or the full archive).")
+
+
+def _write(out: Path, report: dict[str, Any], page: Any, began: float) -> dict[str, Any]:
+    """Writes the picture and the report, which is returned."""
+    report["picture"] = str(out / "before-after.png")
+    page.save(report["picture"])
+    report["seconds_total"] = round(time.monotonic() - began, 1)
+    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
 
 
 def demonstrate(out: Path, task: Task | None = None) -> dict[str, Any]:
     """Trains, draws and reports into `out`; returns the report."""
     task = task or Task()
     began = time.monotonic()
-    if not task.base.is_file():
-        raise InputError(f"{task.base} is missing; get the whole repository (a clone or the full archive).")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: this folder cannot be made ({error.strerror}).") from None
-    print(f"Teaching the embedded base a football from {task.pictures / 'train'}", flush=True)
-    run = train(task, out)
-    report = measured(run)
+    _needs(task.base)
+    _make_folder(out)
+    task.prepare(out)
+    pictures = task.pictures(out) / "train"
+    print(f"Teaching the embedded base {task.subject.said} from {pictures}", flush=True)
+    report = measured(train(task.job(out), out))
     print(f"Drawing the same prompts and seeds without and with the {task.result} ...", flush=True)
     drawn = before_and_after(task, Path(report["result"]), size=load_preset(task.preset)["resolution"])
-    picture = out / "before-after.png"
-    make_picture(task, report, drawn).save(picture)
-    report["picture"] = str(picture)
-    report["seconds_total"] = round(time.monotonic() - began, 1)
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return report
+    if task.subject.looks_like:
+        report |= {f"right_{name}": share_right(task.subject, drawn, i) for i, name in enumerate(("without", "with"))}
+    report["verdict"] = verdict(report, task.subject)
+    return _write(out, report, make_picture(task, report, drawn, len(list(pictures.glob("*.png")))), began)
+
+
+def demonstrate_look(out: Path, base: Path = Task.base) -> dict[str, Any]:
+    """The same for aesthetic gradients, which train nothing."""
+    began = time.monotonic()
+    _needs(base)
+    _needs(look.CLIP)
+    _make_folder(out)
+    look.draw_pictures(out)
+    print(f"Looking at the pictures in {out / 'pictures'}", flush=True)
+    report = look.measured(train(look.job(out), out))
+    print("Drawing the same prompts and seeds without and with the tag, in the embedded host ...", flush=True)
+    drawn = look.draw(out, base, Path(report["result"]))
+    report |= look.effect(drawn, Path(report["result"]))
+    report["verdict"] = look.verdict(report)
+    return _write(out, report, look.page(report, drawn), began)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,13 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--method",
         default="lora",
         metavar="NAME",
-        help=f"one of {', '.join(RESULTS)}; aesthetic_gradient has none, because it takes a CLIP model that has seen "
-        "many pictures, and none comes with the project",
+        help=f"one of {', '.join(RESULTS)}",
     )
     options = parser.parse_args(arguments)
     try:
-        task = task_for(options.method)
-        report = demonstrate(options.out, task)
+        one_pass = options.method == "aesthetic_gradient"
+        report = demonstrate_look(options.out) if one_pass else demonstrate(options.out, task_for(options.method))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -305,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    print(verdict(report))
+    print(report["verdict"])
     print(f"Before and after: {report['picture']}")
-    print(f"The {task.result}: {report['result']}")
+    print(f"The {RESULTS[options.method]}: {report['result']}")
     return 0

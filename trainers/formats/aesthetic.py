@@ -6,6 +6,7 @@ where the CLIP folder had it `text_projection` [d, width], which Stable Diffusio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from trainers.formats import pickles, pt_files, safetensors_io
 from trainers.formats.metadata import finish
 
 EMBEDDING, PROJECTION = "aesthetic", "text_projection"
+TAG_OPTIONS = "athanor.tag_options"
+"""In the metadata, where its tag wants more than a weight: `:steps=10:lr=1e-3`."""
 PICKLES = (".pt", ".bin")
 ENDINGS = (".safetensors", *PICKLES)
 _MAX_BYTES = 256 * 1024 * 1024
@@ -73,6 +76,17 @@ def read(path: Path | str) -> Aesthetic:
     if len(tensors) == 1 and PROJECTION not in tensors:
         tensors = {EMBEDDING: next(iter(tensors.values()))}
     return _checked(path, tensors)
+
+
+def tag_options(path: Path) -> str:
+    """What the file says should follow the weight in its tag; empty where it says nothing that a tag can have."""
+    if path.suffix.lower() != ".safetensors":
+        return ""
+    try:
+        said = safetensors_io.read_header(path).metadata.get(TAG_OPTIONS, "")
+    except (InputError, OSError):
+        return ""
+    return said if re.fullmatch(r"(:(steps|lr|slerp)=[0-9.e-]{1,12}){0,3}", said) else ""
 
 
 def _checked(path: Path, tensors: Mapping[str, Tensor]) -> Aesthetic:

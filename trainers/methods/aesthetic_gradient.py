@@ -31,6 +31,9 @@ NO_TEXT_HALF = (
     "it with the folder of the whole CLIP model, or put that folder beside the files."
 )
 
+NARROW, FURTHER = 256, ":steps=10:lr=1e-3"
+"""A text encoder narrower than this (the embedded base's is 64 wide) has to move further to show anything."""
+
 
 @dataclass
 class Found:
@@ -109,8 +112,10 @@ def look(job: Job, report: Callable[[int, int, str], None], say: Callable[[str],
     return Aesthetic((total / count).float(), clip.text_projection), count
 
 
-def metadata(job: Job, pictures: int) -> dict[str, str]:
-    """ModelSpec's fields, and what it was made from; nothing in them asks the clock."""
+def metadata(job: Job, made_of: Aesthetic, pictures: int) -> dict[str, str]:
+    """ModelSpec's fields, what it was made from, and the tag's options; nothing in them asks the clock."""
+    narrow = made_of.projection is not None and made_of.projection.shape[1] < NARROW
+    options = FURTHER if narrow else ""
     made = datetime.fromtimestamp(job.run["started_at"], timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
     fields = {
         "modelspec.sai_model_spec": "1.0.1",
@@ -121,13 +126,14 @@ def metadata(job: Job, pictures: int) -> dict[str, str]:
         "modelspec.description": job.comment,
         "modelspec.author": job.author,
         "modelspec.license": job.license,
-        "modelspec.usage_hint": f"Write <aesthetic:{job.name}:1> in the prompt.",
+        "modelspec.usage_hint": f"Write <aesthetic:{job.name}:1{options}> in the prompt.",
         "ss_output_name": job.name,
         "ss_session_id": str(job.run["session_id"]),
         "ss_training_started_at": str(job.run["started_at"]),
         "ss_num_train_images": str(pictures),
         "ss_network_module": f"athanor.{job.method}",
         "athanor.clip_model": Path(job.clip_model).name,
+        aesthetic.TAG_OPTIONS: options,
     }
     return {name: value for name, value in fields.items() if value}
 
@@ -137,4 +143,4 @@ def run(job: Job, result: Path, report: Callable[[int, int, str], None], say: Ca
     made, count = look(job, report, say)
     if job.also_pt:
         aesthetic.save_pt(result.with_name(f"{job.name}.pt"), made)
-    aesthetic.save(result, made, metadata(job, count))
+    aesthetic.save(result, made, metadata(job, made, count))

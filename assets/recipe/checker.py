@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from assets.recipe.drawings import COLOURS, Scene, Thing, mask
-from assets.recipe.shapes import SHAPES
+from .drawings import COLOURS, Scene, Thing, mask
+from .shapes import SHAPES
 
 GRID = 40  # cells of the normalised outline
 REACH = 1.35  # half the normalised outline's width, in square roots of the thing's area
