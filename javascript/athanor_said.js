@@ -28,6 +28,7 @@
       const one = `1 ${counted[2]}`, more = `{0} ${counted[2]}s`;
       if (counted[1] === "1" && has(known, one)) return known[one];
       if (has(known, more)) return athanor.t(more, counted[1]);
+      if (has(known, `{0} ${counted[2]}`)) return athanor.t(`{0} ${counted[2]}`, counted[1]);
     }
     if (few) return athanor.t("{0} and {1} more", few[1], few[2]);
     if (!text.includes(" ")) return text;

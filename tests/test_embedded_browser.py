@@ -37,6 +37,27 @@ def test_a_word_is_taught_by_the_real_trainer_and_drawn_with(tmp_path, monkeypat
                 workshop.jobs.supervisor.kill(workshop.jobs.runs / view.id)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_the_whole_page_speaks_the_chosen_language_and_leaves_what_persons_wrote(tmp_path):
+    studio = make_studio(tmp_path / "data")
+    app = make_app(studio, language="zh_CN")
+    with served(app) as port, opened(playwright, BROWSER, f"http://127.0.0.1:{port}") as page:
+        prompt = page.get_by_label("提示词", exact=True).first
+        prompt.fill("Draw")  # a word of the page's own
+        assert page.get_by_label("负面提示词").first.get_attribute("placeholder") == "不要出现什么"
+        page.get_by_role("tab", name="图片生图").click()
+        page.get_by_label("裁掉边缘").check()
+        page.get_by_role("button", name="绘图", exact=True).locator("visible=true").click()
+        page.get_by_text("请选择起始图片。").wait_for()  # what the server said
+        page.get_by_role("tab", name="标签").click()
+        page.get_by_text("强度随步数增长").wait_for()
+        assert page.get_by_text("<lora:name:0@0,1@1>").is_visible()
+        page.get_by_role("tab", name="Athanor").click()
+        page.locator("#athanor").get_by_role("tab", name="训练").wait_for()
+        assert prompt.input_value() == "Draw" and page.errors == []
+
+
 def _teach_and_draw(page, studio):
     open_tab(page, "Athanor")
     page.wait_for_selector(".athanor-time:not(:empty)")

@@ -15,12 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SPOKEN_IN = (
     "trainers/**/*.py", "extension/*.py", "extension/jobs/*.py", "extension/pictures/*.py", "extension/injection/*.py",
-    "extension/hosts/*.py", "installer/environment.py", "installer/host.py", "installer/lock.py",
-    "installer/packages.py",
+    "extension/hosts/*.py", "extension/hosts/embedded/*.py",
+    "installer/environment.py", "installer/host.py", "installer/lock.py", "installer/packages.py",
 )  # fmt: skip
 """Where what the tab shows is said. What is told elsewhere stays English: by commands, in infotexts, in logs."""
 
-NOT_SHOWN = ("trainers/cli.py", "trainers/demo/*.py", "trainers/tools/options_doc.py")
+NOT_SHOWN = (
+    "trainers/cli.py", "trainers/demo/*.py", "trainers/tools/options_doc.py", "extension/hosts/embedded/server.py",
+)  # fmt: skip
 """Files among them that speak in a terminal only."""
 
 CLAUSES_IN = (
@@ -54,6 +56,14 @@ PHRASES = (
     "Stable Diffusion 1.x, 2.x and XL base models can be trained",
     "began again", "It goes on in fp32.", "this request cannot be read",
     "This WebUI runs in the trainers' environment; mend it with: python install.py demo",
+    # on the embedded host's page
+    "A tag in the negative prompt acts on the negative side only.", "All tags are explained in docs/tags.md.",
+    "Draw with what you trained.", "Text to picture", "Picture to picture", "Starting", "Stretch",
+    "Cut the edges off", "Extend the edges", "in the prompt", "what it does",
+    "gives a word more weight", "gives it less", "uses a trained file at strength 0.8",
+    "only from the middle of the run on", "growing over the run", "only in the left half of the picture",
+    "a trained word at strength 0.8; its plain name means full strength",
+    "a cat first, from the middle of the run on a dog", "both at once, each with its own say",
     # what is said before a reason
     "The WebUI could not draw it", "The trainers could not look at this job", "The verdict sheet could not be drawn",
 )  # fmt: skip
@@ -68,7 +78,8 @@ INSIDE = (
     "have no readable caption (not text: {0})", "{0} files are not read; convert it to PNG or JPEG",
     "{0} x {1} is too small for a bucket while upscale is off", "; use {0} instead",
     " (step {0} of {1}: {2})", " ({0} are needed and {1} are free)", "the CUDA build ({0})",
-    "Making an environment for Python {0}", "Installing {0}, {1}", "{0} of {1} sites", "{0} ({1})", "{0}: {1}", "{0}.",
+    "Making an environment for Python {0}", "Installing {0}, {1}",
+    "Step {0} of {1}", "pass {0} of {1}", "about {0} s left", "{0} of {1} sites", "{0} ({1})", "{0}: {1}", "{0}.",
 )  # fmt: skip
 """What values are made of: numbers with what they count, lists that are cut short, clauses with values of their own."""
 
@@ -89,7 +100,7 @@ def _in_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {id(part) for node in ast.walk(tree) for part in _silent(node)}
     for node in ast.walk(tree):
-        if id(node) not in skipped and (text := _template(node)) and wanted(text):
+        if id(node) not in skipped and (text := template(node)) and wanted(text):
             yield text
 
 
@@ -101,7 +112,8 @@ def _silent(node: ast.AST) -> Iterator[ast.AST]:
         yield from (part for part in node.values if isinstance(part, ast.Constant))
 
 
-def _template(node: ast.AST) -> str:
+def template(node: ast.AST) -> str:
+    """A text as it is written in a source, its values as {0}, {1}, …; empty where a node is none."""
     if isinstance(node, ast.Constant):
         return node.value.removeprefix(" ") if isinstance(node.value, str) else ""
     if not isinstance(node, ast.JoinedStr):

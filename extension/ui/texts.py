@@ -8,6 +8,7 @@ trainers and routes say a sentence (`sentences.py`), at the top of `presets/*.ya
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -38,7 +39,7 @@ settings there."""
 
 def page_texts() -> list[str]:
     """Every text, each once, in the order it is found."""
-    found = [*_in_scripts(), *_in_schema(), *_in_tables(), *SAID, *sentences.PHRASES]
+    found = [*_in_scripts(), *_in_schema(), *_in_tables(), *_in_own_page(), *SAID, *sentences.PHRASES]
     worded = [text for text in found if re.search("[A-Za-z]", text)]
     return list(dict.fromkeys([*worded, *sentences.INSIDE]))
 
@@ -112,6 +113,22 @@ def _in_tables() -> Iterator[str]:
 def said() -> list[str]:
     """What comes to the page as finished sentences: of trainers and routes, and what recipes say of themselves."""
     return list(dict.fromkeys([*sentences.templates(), *map(composing.about_preset, preset_names())]))
+
+
+_OWN_PAGE = ROOT / "extension" / "hosts" / "embedded"
+_NAMED = ("label", "info", "placeholder")
+_SHOWING = ("Button", "Tab", "Accordion", "_side")
+
+
+def _in_own_page() -> Iterator[str]:
+    """What gradio is given to show on the embedded host's page, which has no translation by a WebUI."""
+    for name in ("page.py", "page_form.py"):
+        for node in ast.walk(ast.parse((_OWN_PAGE / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                given = [each.value for each in node.keywords if each.arg in _NAMED]
+                if node.args and ast.unparse(node.func).removeprefix("gr.") in _SHOWING:
+                    given.append(node.args[0])
+                yield from (text for each in given if re.search("[a-z]", text := sentences.template(each)))
 
 
 @cache

@@ -144,7 +144,7 @@ def _add_options(router: APIRouter, studio: Studio, flags: dict[str, Any]) -> No
         for name, value in changed.items():
             fits, expected = _CHECKS[name]
             if not fits(value):
-                raise InputError(f"{name}: {str(value)[:80]!r} is not {expected}.")
+                raise InputError(f"{name}: {str(value)[:80]!r} will not do; it takes {expected}.")
         if values.get(CHECKPOINT):
             studio.load(studio.find_base(str(values[CHECKPOINT])))
         if changed:

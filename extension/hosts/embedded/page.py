@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -32,7 +33,8 @@ CSS = """
 TAGS = """
 | in the prompt | what it does |
 |---|---|
-| `(word:1.3)` | gives a word more weight; `[word]` less |
+| `(word:1.3)` | gives a word more weight |
+| `[word]` | gives it less |
 | `<lora:name:0.8>` | uses a trained file at strength 0.8 |
 | `<lora:name:1:start=0.5>` | only from the middle of the run on |
 | `<lora:name:0@0,1@1>` | growing over the run |
@@ -45,6 +47,7 @@ A tag in the negative prompt acts on the negative side only. All tags are explai
 """
 
 
+WORDS = Path(__file__).with_name("page_words.js")
 MAJOR = int(gr.__version__.split(".")[0])
 # Older WebUIs' torch goes with an older gradio, which takes the looks of the page elsewhere.
 PRIVATE = {"api_visibility": "private"} if MAJOR >= 6 else {"api_name": False}
@@ -64,7 +67,7 @@ def _header(studio: Studio) -> tuple[Any, Any]:
         gr.Markdown("# Athanor\nDraw with what you trained.", elem_classes="athanor-title")
         titles = [path.name if path != studio.model.path else studio.model.title for path in studio.bases()]
         base = gr.Dropdown(
-            titles, value=studio.model.title, label="Base model", info=f"From {studio.places.models}", scale=2
+            titles, value=studio.model.title, label="Base model", info=f"The models in {studio.places.models}", scale=2
         )
     return base, gr.HTML()
 
@@ -158,7 +161,8 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def add_page(app: FastAPI, studio: Studio, language: str = "auto") -> FastAPI:
-    """Puts the page at `/` of an application; `language` is the tab's, see `assets.head`."""
+    """Puts the page at `/` of an application; `language` is the page's, see `assets.head`."""
     looks = {"theme": _theme(), "css": CSS, "footer_links": []} if MAJOR >= 6 else {"show_api": False}
     outputs = [str(studio.places.outputs)]
-    return compat.mount(app, build_page(studio), assets.head(language), allowed_paths=outputs, ssr_mode=False, **looks)
+    head = assets.head(language) + f"<script>{WORDS.read_text(encoding='utf-8')}</script>"
+    return compat.mount(app, build_page(studio), head, allowed_paths=outputs, ssr_mode=False, **looks)

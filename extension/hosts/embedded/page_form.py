@@ -104,7 +104,7 @@ def _picture_fields(fields: dict[str, Any]) -> None:
         fields["denoising_strength"] = gr.Slider(
             0, 1, value=0.6, step=0.05, label="How much may change", info="0: nothing, 1: all"
         )
-        fields["resize_mode"] = gr.Dropdown(
+        fields["resize_mode"] = gr.Radio(
             RESIZE_MODES,
             value=RESIZE_MODES[1],
             label="If its shape differs",

@@ -50,16 +50,17 @@ def bar(progress: Progress) -> str:
     """The progress of the job as HTML: a bar, a sentence and the newest preview."""
     percent = round(progress.fraction * 100)
     left = progress.seconds_left
-    words = f"Step {progress.step} of {progress.steps}" if progress.steps else "Starting"
+    words = [f"Step {progress.step} of {progress.steps}" if progress.steps else "Starting"]
     if progress.job_count > 1:
-        words += f", pass {progress.job_no + 1} of {progress.job_count}"
+        words.append(f"pass {progress.job_no + 1} of {progress.job_count}")
     if left >= 1:
-        words += f", about {left:.0f} s left"
+        words.append(f"about {left:.0f} s left")
+    said = ", ".join(f"<span>{each}</span>" for each in words)  # each may be said in another language
     picture = progress.picture
     shown = f'<img alt="preview" src="{_data_url(picture)}" width="{_SHOWN_WIDTH}">' if picture else ""
     return (
         f'<div class="athanor-progress"><div class="athanor-bar"><div style="width:{percent}%"></div></div>'
-        f"<p>{words}</p>{shown}</div>"
+        f"<p>{said}</p>{shown}</div>"
     )
 
 
@@ -91,7 +92,8 @@ def _finished(outcome: Outcome) -> tuple[Any, ...]:
     kept = [{"infotext": one.infotext, "strip": one.strip} for one in drawn.pictures]
     first = kept[0] if kept else {"infotext": "", "strip": None}
     lines = [*drawn.reports, *(["Stopped; what was there by then is shown."] if drawn.stopped else [])]
-    done = f'<p class="athanor-done">{len(kept)} picture{"s" * (len(kept) != 1)} in {drawn.seconds:.1f} s</p>'
+    counted = "1 picture" if len(kept) == 1 else f"{len(kept)} pictures"
+    done = f'<p class="athanor-done"><span>{counted}</span>, <span>{drawn.seconds:.1f} s</span></p>'
     paths = [str(one.path) for one in drawn.pictures]
     return (
         done,

@@ -43,7 +43,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--language",
         default="auto",
         metavar="NAME",
-        help="language of the tab: en, zh_CN, or auto, the browser's (auto)",
+        help="language of the page: en, zh_CN, or auto, the browser's (auto)",
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     return parser.parse_args(given)
