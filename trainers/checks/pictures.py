@@ -34,7 +34,7 @@ def amount(facts: JobFacts) -> Iterator[Finding]:
     copies = [measured[position].key for group in groups for position in group[1:]]
     if copies:
         severity = STOP if len(copies) > REDUNDANT * number else WARN
-        first = ", ".join(f"{measured[group[1]].key} as {measured[group[0]].key}" for group in groups[:2])
+        first = ", ".join(f"{measured[group[1]].key} = {measured[group[0]].key}" for group in groups[:2])
         yield Finding(
             "amount", severity, f"{len(copies)} of {number} pictures are nearly the same as another ({first}).",
             tuple(copies), "Set copies aside: what is shown twice is learned twice as hard, with its accidents.",
