@@ -3,6 +3,7 @@
 "use strict";
 (function () {
   const OTHERS = "#athanor, code, pre, script, style, textarea, [role=listbox]"; // the tab's, and what persons wrote
+  const HINTS = ["placeholder", "aria-label"];
   const texts = (root) => {
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), found = [];
     while (walker.nextNode()) found.push(walker.currentNode);
@@ -17,15 +18,17 @@
   }
 
   function hint(element) {
-    const said = athanor.said(element.placeholder);
-    if (said !== element.placeholder) element.placeholder = said;
+    for (const name of HINTS) {
+      const text = element.getAttribute(name), said = text && athanor.said(text);
+      if (said && said !== text) element.setAttribute(name, said);
+    }
   }
 
   function look(root) {
     if (root.nodeType === Node.TEXT_NODE) return speak(root);
     if (root.nodeType !== Node.ELEMENT_NODE || root.closest("#athanor")) return;
     texts(root).forEach(speak);
-    root.querySelectorAll("[placeholder]").forEach((element) => element.closest("#athanor") || hint(element));
+    [root, ...root.querySelectorAll(HINTS.map((name) => `[${name}]`).join())].forEach((element) => element.closest("#athanor") || hint(element));
   }
 
   /** gradio puts scripts into the page in an order of its own, so the words may come later than this. */
