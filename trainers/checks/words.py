@@ -80,4 +80,4 @@ def trigger(facts: JobFacts) -> Iterator[Finding]:
             f"Draw “{word}” with the base once to see it; better is a word of your own, such as “sks {word}”.",
         )  # fmt: skip
     else:
-        yield Finding("trigger", OK, f"“{word}” takes {counted(len(tokens), 'token')}.")
+        yield Finding("trigger", OK, f"The word “{word}” takes {counted(len(tokens), 'token')}.")
