@@ -48,7 +48,8 @@ def test_the_verdict_is_honest(validation, prior, said):
 @pytest.mark.parametrize(("right", "said"), [(0.9, "it learned what a zog is"), (0.5, "learned less of what a zog is")])
 def test_what_can_be_told_by_its_drawing_is_judged_by_it(right, said):
     text = run.verdict({**_report(0.9, 1.0), "right_without": 0.1, "right_with": right}, tasks.ZOG)
-    assert f"{right:.0%} of the pictures show one (10% before)" in text and said in text
+    assert f"{100 * right:.0f} % of the pictures drawn show one (10 % before)" in text and said in text
+    assert "nothing else changed" in text
 
 
 def test_the_share_that_shows_what_was_taught_is_counted_on_each_side(tmp_path):

@@ -88,15 +88,15 @@ def put_in(base, lora: Path) -> int:
     return len(entries)
 
 
-def draw_all(base, prompts: Sequence[str], size: int) -> list[list[Any]]:
-    """A list of pictures per prompt, one for each of `SEEDS`."""
+def draw_all(base, prompts: Sequence[str], size: int, seeds: Sequence[int]) -> list[list[Any]]:
+    """A list of pictures per prompt, one for each seed."""
     from trainers.bases.text import encode_prompts, stack
     from trainers.engine.sampling import draw
 
     def encode(texts: list[str]):
         return stack(encode_prompts(base, texts, clip_skip=base.family.default_clip_skip, max_chunks=1), None)
 
-    return [draw(base, encode, [prompt] * len(SEEDS), SEEDS, size=(size, size), **DRAWING) for prompt in prompts]
+    return [draw(base, encode, [prompt] * len(seeds), seeds, size=(size, size), **DRAWING) for prompt in prompts]
 
 
 @contextlib.contextmanager
@@ -127,9 +127,10 @@ def before_and_after(task: Task, result: Path, size: int) -> dict[str, tuple[lis
 
     base = load_base(task.base)
     prompts = (*task.subject.prompts, *KEPT)
-    before = draw_all(base, prompts, size)
+    seeds = SEEDS if task.subject.looks_like else SEEDS[:SHOWN]
+    before = draw_all(base, prompts, size, seeds)
     with taught(task, base, result) as changed:
-        after = draw_all(changed, prompts, size)
+        after = draw_all(changed, prompts, size, seeds)
     return {prompt: (b, a) for prompt, b, a in zip(prompts, before, after, strict=True)}
 
 
@@ -153,9 +154,11 @@ def verdict(report: dict[str, Any], subject: Subject) -> str:
     held_out, prior = _change(report, "validation"), _change(report, "prior")
     right = report.get("right_with")
     well = right >= 0.8 if right is not None else held_out <= -30
-    counted = "" if right is None else f", {right:.0%} of the pictures show one ({report['right_without']:.0%} before)"
+    shares = [round(100 * report.get(f"right_{name}", 0)) for name in ("without", "with")]
+    counted = "" if right is None else f" and {shares[1]} % of the pictures drawn show one ({shares[0]} % before)"
     learned = f"it learned {subject.said}" if well else f"it learned less of {subject.said} than it should"
     kept = "and forgot little of the rest" if prior <= 5 else "but also forgot some of the rest"
+    kept = kept if prior else "and nothing else changed"
     return (
         f"On {subject.word} pictures it never saw the error went {held_out:+.0f} %{counted}; on pictures of other "
         f"things {prior:+.0f} %: {learned}, {kept}. These are figures of a toy model; look at the picture too."
@@ -171,8 +174,8 @@ def make_picture(task: Task, report: dict[str, Any], drawn: dict[str, tuple[list
 
     return compose(
         f"Before and after: {task.result}",
-        f"{task.subject.was_new}; the {task.result} was taught it from {count} pictures, in "
-        f"{report['steps']} steps and {report['seconds']:.0f} seconds. Left and right: the same prompt and seed.",
+        f"{task.subject.was_new}; the {task.result} was taught {task.subject.said} from {count} pictures, in "
+        f"{report['steps']} steps. Left and right: the same prompt and seed.",
         [group("what was taught", task.subject.prompts), group("what was known before", KEPT)],
         verdict(report, task.subject),
         result=task.result,
