@@ -57,6 +57,8 @@ def test_the_hosts_own_model_is_attached_to(base):
     assert choose(job(base), "cuda:0", None, never).mode == SIDE_BY_SIDE
     elsewhere = choose(job(base), "cuda:1", held, never)
     assert elsewhere.mode == SIDE_BY_SIDE and "cuda:0" in elsewhere.reason
+    look = choose({"method": "aesthetic_gradient"}, "cpu", Holding(base, "cpu", 2**31), never)
+    assert look.mode == SIDE_BY_SIDE and "only a CLIP model" in look.reason
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_the_hosts_own_model_is_attached_to(base):
     [
         ({"method": "dreambooth"}, "DreamBooth"),
         ({"base": "other.safetensors"}, "another model loaded"),
+        ({"method": "aesthetic_gradient", "base": ""}, "only a CLIP model"),
         ({"base_dtype": "fp8"}, "8 bits"),
         ({"kind": "dora"}, "dora"),
         ({"class_prompt": "a dog"}, "class"),

@@ -23,6 +23,7 @@ from extension.jobs.processes import Identity
 from extension.jobs.turns import DRAWING_FILE
 from trainers import spec
 from trainers.errors import InputError
+from trainers.options import ONE_PASS
 
 ATTACH, HAND_OVER, SIDE_BY_SIDE = "attach", "hand_over", "side_by_side"
 RECORD, MANIFEST = "lease.json", "host_tensors.json"
@@ -108,6 +109,8 @@ def attach_problem(job: Mapping[str, Any], holding: Holding) -> str:
     """Why a job cannot train on the host's own tensors, as a clause; "" where it can."""
     if job.get("method") == "dreambooth":
         return "DreamBooth changes the model's own weights, so it trains a copy"
+    if job.get("method") in ONE_PASS:
+        return "it takes no base model, only a CLIP model"
     if not same_file(holding.checkpoint, str(job.get("base", ""))):
         return "the WebUI has another model loaded"
     if str(job.get("kind") or "lora") != "lora" and holding.device != "cpu":
@@ -130,6 +133,8 @@ def choose(job: Mapping[str, Any], device: str, holding: Holding | None, memory:
         return Choice(SIDE_BY_SIDE, "The WebUI has no model in memory.")
     if holding.device != device:
         return Choice(SIDE_BY_SIDE, f"The WebUI's model lies on {holding.device}, and this trains on {device}.")
+    if job.get("method") in ONE_PASS and device == "cpu":
+        return Choice(SIDE_BY_SIDE, "It takes no base model, only a CLIP model beside the WebUI's.")
     wanted = str(job.get("gpu_sharing") or "auto")
     problem = attach_problem(job, holding)
     if wanted in ("auto", ATTACH) and not problem:
