@@ -29,6 +29,7 @@
   }
 
   function counted(count, captioned) {
+    if (!count || captioned === null) return String(count); // null: captions are not read
     if (captioned === count) return t("{0}, all with captions", count);
     return captioned ? t("{0}, {1} with captions", count, captioned) : t("{0}, without captions", count);
   }
@@ -46,15 +47,17 @@
       row(t("Pictures"), facts ? folderLines(facts) : pictureText()),
       row(t("Steps"), steps ? (about ? t("about {0}", steps) : String(steps)) : "–", t("One step shows the model a few pictures and changes what is learned a little.")),
       row(t("Time"), time ? athanor.timeText(time) : t("found by looking")),
-      row(t("Memory"), memory ? t("{0} of {1} free", athanor.size(memory.peak_bytes), athanor.size(memory.free_bytes)) : t("found by looking")),
+      row(t("Memory"), memory ? memoryText(memory) : t("found by looking")),
       facts && facts.sharing ? row(t("Shared"), athanor.said(facts.sharing.reason), t("How training and drawing share the graphics card.")) : "",
       row(t("Trained on"), (facts ? facts.device : form.known.device) === "cpu" ? t("the processor (slow)") : t("the graphics card")));
   };
 
+  const memoryText = (memory) => memory.free_bytes === null ? athanor.size(memory.peak_bytes) : t("{0} of {1} free", athanor.size(memory.peak_bytes), athanor.size(memory.free_bytes));
+
   /** A line for each folder, and one for what is held out. */
   function folderLines(facts) {
     const lines = facts.folders.map((folder, index) => counted(folder.pictures, folder.captioned) + (index ? ` · ${t(folder.purpose)}` : ""));
-    if (facts.held_out) lines.push(t("{0} of them held out for measuring", facts.held_out));
+    if (facts.held_out) lines.splice(1, 0, t("{0} of them held out for measuring", facts.held_out)); // of the first folder's
     return lines.map((line) => h("div", {}, line));
   }
 

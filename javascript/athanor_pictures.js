@@ -82,12 +82,13 @@
     const h = athanor.h, seen = form.seen, place = form.parts.seen;
     if (!seen) return athanor.fill(place);
     if (seen.refused) return athanor.fill(place, athanor.problems(seen.refused), allow(form, changed, seen.refused));
+    if (!form.pictures) return athanor.fill(place, athanor.problems([t("There is no picture in this folder.")]));
     const shown = seen.pictures.filter((card) => !card.problems.includes("broken")).slice(0, SHOWN);
     const captioned = seen.pictures.filter((card) => card.caption).length;
     const address = (file) => athanor.url(`data/thumbnail?${new URLSearchParams({ folder: seen.folder, file })}`);
     return athanor.fill(place, h("div", { class: "athanor-strip" }, shown.map((card) => h("img", { src: address(card.file), alt: card.caption || card.file, title: card.caption || card.file, loading: "lazy" })),
       form.pictures > shown.length ? h("span", {}, `+${form.pictures - shown.length}`) : ""),
-    captioned || !form.pictures ? "" : offer(form, changed));
+    captioned ? "" : offer(form, changed));
   };
 
   function allow(form, changed, problems) {

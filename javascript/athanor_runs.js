@@ -166,7 +166,7 @@
       h("div", { class: "athanor-slider" }, parts.slider, parts.sliderStep), parts.samples);
     athanor.fill(parts.detail, parts.title, parts.status, h("div", { class: "athanor-bar athanor-tall", role: "progressbar",
       "aria-label": t("Progress"), "aria-valuemin": 0, "aria-valuemax": 100 }, parts.bar), parts.sharing, parts.buttons, parts.said, parts.verdict,
-      h("div", { class: "athanor-box" }, h("h4", {}, t("Loss"), athanor.help(t("How far the model's guesses are from the pictures. It is noisy; watch the strong line. Held-out pictures (dots) tell whether it learns or only memorises."))), parts.plot, parts.legend),
+      parts.plotBox = h("div", { class: "athanor-box" }, h("h4", {}, t("Loss"), athanor.help(t("How far the model's guesses are from the pictures. It is noisy; watch the strong line. Held-out pictures (dots) tell whether it learns or only memorises."))), parts.plot, parts.legend),
       parts.sampleBox, h("div", { class: "athanor-box" }, h("h4", {}, t("Files")), parts.outputs),
       h("details", {}, h("summary", {}, t("What the trainer printed")), parts.log));
     parts.detail.dataset.state = "none";
@@ -184,6 +184,7 @@
     said(parts.said, JSON.stringify([run.problems, run.notes]), () => [athanor.problems(run.problems), athanor.problems(run.notes, "note")]);
     said(parts.verdict, JSON.stringify([run.id, run.best, run.verdict, run.published, run.state]), () => athanor.verdictBox(run));
     const chosen = run.best && run.best.step;
+    parts.plotBox.hidden = run.state === "done" && !state.losses.length; // one pass over the pictures has no losses
     said(parts.plot, `${state.losses.length} ${run.validations.length} ${run.generation} ${run.step} ${chosen}`, () => state.losses.length
       ? athanor.plot(state.losses, run.validations, run.steps, chosen) : h("p", { class: "athanor-quiet" }, t("The curve begins with the first step.")));
     update(parts.legend, "textContent", legend(run));
@@ -206,7 +207,7 @@
     if (!sharing.reason) return "";
     const words = [athanor.said(sharing.reason)];
     if (run.is_paused) words.push(athanor.t("Paused while a picture is drawn."));
-    if (told.bytes && told.private_bytes !== null) {
+    if (told.private_bytes !== null && told.private_bytes < told.bytes) { // a toy is smaller than the noise of the measurement
       words.push(athanor.t("Of the model's {0}, {1} are the trainer's own.", athanor.size(told.bytes), athanor.size(told.private_bytes)));
     }
     if (sharing.freed_bytes !== null) words.push(athanor.t("{0} came free.", athanor.size(sharing.freed_bytes)));

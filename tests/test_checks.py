@@ -126,6 +126,11 @@ def same_tag(folder):
         file.write_text(f"sks ball, red scarf, {file.stem}", encoding="utf-8")
 
 
+def test_a_half_empty_batch_of_one_shape_is_not_mended_by_cropping(football):
+    said = next(each for each in findings(football, batch_size=64, steps=50) if each.id == "buckets")
+    assert said.severity == "warn" and "Crop" not in said.what_to_do
+
+
 @pytest.mark.parametrize(
     ("sabotage", "changes", "check", "severity", "named"),
     [

@@ -123,7 +123,7 @@ def test_a_recipe_from_elsewhere_brings_only_options(judged):
     for broken in ("[" * 100000, "[]", "{}", "null", '{"method": 1, "options": {}}'):
         with pytest.raises(InputError):
             read_recipe(png(broken))
-    with pytest.raises(InputError, match="not a PNG"):
+    with pytest.raises(InputError, match="nor a PNG"):
         read_recipe(b"GIF89a")
     job = spec.parse({"name": "x", "base": "b", "data": "d", "steps": 1, "vae": "/a/vae.pt"})
     assert "vae.pt" not in shareable(job, "b", None)

@@ -122,11 +122,11 @@ def _number_range(option: Field) -> str:
     unit = f" ({option.unit})" if option.unit else ""
     low, high = option.minimum, option.maximum
     if low is not None and high is not None:
-        return f"{what} from {low:g} to {high:g}{unit}"
+        return f"{what} from {low:.9g} to {high:.9g}{unit}"
     if low is not None:
-        return f"{what} of at least {low:g}{unit}"
+        return f"{what} of at least {low:.9g}{unit}"
     if high is not None:
-        return f"{what} of at most {high:g}{unit}"
+        return f"{what} of at most {high:.9g}{unit}"
     return what + unit
 
 

@@ -88,7 +88,9 @@ def buckets(facts: JobFacts) -> Iterator[Finding]:
         yield Finding(
             "buckets", WARN, f"{counted(len(starved), 'bucket')} with less than half a batch of {facts.batch_size}: "
             f"{names}.", hungry,
-            "Crop these pictures to a common shape, use a smaller batch_size, or turn buckets off.",
+            "Crop these pictures to a common shape, use a smaller batch_size, or turn buckets off."
+            if len(counts) > 1
+            else "Use a smaller batch_size, or add pictures.",
         )  # fmt: skip
     cut = tuple(picture.key for picture in facts.pictures if picture.cut_off > CUT_OFF)
     if cut:

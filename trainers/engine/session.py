@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainers.bases.build import import_libraries
 from trainers.bases.detect import BaseInfo, inspect_base
 from trainers.bases.live import CannotAttach, LiveBase
 from trainers.bases.loader import load_base
@@ -267,6 +268,7 @@ def _place_trainable(
     job: Job, models: Models, conditioner: Conditioner, dtype: torch.dtype, live: LiveBase | None, events: EventLog
 ) -> Trainable:
     """Loads what learns and puts the trainable parameters into it."""
+    import_libraries()
     before = attached.private_bytes()
     models.need_unet()
     if conditioner.trained:

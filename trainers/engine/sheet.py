@@ -57,7 +57,7 @@ def compose_sheet(
         lefts.append(x)
         x, former = x + side + GAP, heading
     said = textwrap.wrap(title, max(20, int(x / (text * 0.56))))[:5]
-    top = (len(said) + 1) * (text + 2) + 3 * small
+    top = (len(said) + 1) * (text + 2) + 3 * small + 4
     sheet = Image.new("RGB", (x + GAP, top + len(prompts) * (side + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     _write(draw, (2 * GAP, GAP), "\n".join(said), text, INK)
@@ -68,9 +68,9 @@ def compose_sheet(
     for left, (heading, weight, is_best, drawn) in zip(lefts, [("before", 0.0, False, before), *columns], strict=True):
         colour = MARK if is_best else QUIET
         if heading != former:
-            _write(draw, (left, top - 2 * small - 8), heading + (" (best)" if is_best else ""), small, colour)
+            _write(draw, (left, top - 2 * small - 12), heading + (" (best)" if is_best else ""), small, colour)
         if weight:
-            _write(draw, (left, top - small - 5), f"{weight:g}", small, colour)
+            _write(draw, (left, top - small - 9), f"{weight:g}", small, colour)
         for row, picture in enumerate(drawn):
             scaling = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.LANCZOS
             sheet.paste(picture.resize((side, side), scaling), (left, top + row * (side + GAP)))

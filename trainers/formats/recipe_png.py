@@ -71,7 +71,8 @@ def read_recipe(data: bytes) -> dict[str, Any]:
     """
     if not data.startswith(_SIGNATURE):
         raise InputError(
-            "This is not a PNG file; drop the sheet that was drawn at the end of a run, as it was written."
+            "This is neither a job file (.yaml) nor a PNG file; drop one of them, a sheet as it was written at the end "
+            "of a run."
         )
     sign = KEYWORD.encode() + b"\0"
     found = next((text for kind, text in _chunks(data) if kind == b"tEXt" and text.startswith(sign)), None)

@@ -69,8 +69,8 @@ def facts(job: Job) -> dict[str, Any]:
     )
     memory = {"peak_bytes": size, "free_bytes": None, "fits": True, "precision": "fp32", "base_dtype": "fp32",
               "gradient_checkpointing": False, "items": {"CLIP model": size}, "reasons": []}  # fmt: skip
-    folder = {"option": "data", "purpose": "to look at", "pictures": len(found.pictures), "captioned": 0, "skipped": [],
-              "notes": found.notes}  # fmt: skip
+    folder = {"option": "data", "purpose": "to look at", "pictures": len(found.pictures), "captioned": None,
+              "skipped": [], "notes": found.notes}  # fmt: skip
     return {"family": "", "title": f"CLIP image encoder, {config.projection_dim} wide", "prediction": "",
             "resolution": config.image_size, "device": precision.device_for(job.device).type, "steps": 1,
             "steps_are_exact": True, "exposures": len(found.pictures), "folders": [folder], "checks": [],
