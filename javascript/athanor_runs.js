@@ -17,6 +17,7 @@
     again: ["Run again with changes", "Puts its options into the form."],
     delete: ["Delete", "Moves it to the trash folder of the runs."],
   };
+  const TOY = 2 ** 28; // bytes; of a smaller model the trainer's own share is lost in what its modules take
   const PATIENT = 10000; // milliseconds between two looks while another screen is shown
   let h, parts;
   const state = { chosen: null, run: null, losses: [], generation: null, shownStep: null, running: false, busy: false, published: null };
@@ -207,7 +208,7 @@
     if (!sharing.reason) return "";
     const words = [athanor.said(sharing.reason)];
     if (run.is_paused) words.push(athanor.t("Paused while a picture is drawn."));
-    if (told.private_bytes !== null && told.private_bytes < told.bytes) { // a toy is smaller than the noise of the measurement
+    if (told.bytes > TOY && told.private_bytes !== null) {
       words.push(athanor.t("Of the model's {0}, {1} are the trainer's own.", athanor.size(told.bytes), athanor.size(told.private_bytes)));
     }
     if (sharing.freed_bytes !== null) words.push(athanor.t("{0} came free.", athanor.size(sharing.freed_bytes)));

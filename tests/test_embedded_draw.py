@@ -140,10 +140,11 @@ def test_the_result_of_a_run_is_found_where_it_lies(studio, plain):
     runs = studio.places.data / "runs"
     write_lora(runs / "one" / "fresh.safetensors", studio)
     write_lora(runs / "one" / "state" / "10" / "deeper.safetensors", studio)
+    (runs / "one" / "prior.pt").write_bytes(b"what forgetting is measured on")
     write_embedding(runs / "two" / "word.safetensors", module="athanor.textual_inversion")
     try:
         assert apart(one(studio, f"{PROMPT}<lora:fresh>"), plain) > 20
-        assert not {"word", "deeper"} & set(studio.library.adapters.names())
+        assert not {"word", "deeper", "prior"} & set(studio.library.adapters.names())
     finally:
         shutil.rmtree(runs)
 

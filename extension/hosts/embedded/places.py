@@ -39,7 +39,9 @@ def _is_trained_adapter(path: Path) -> bool:
 
 
 def _is_result(path: Path, runs: list[Path]) -> bool:
-    return path.parent in runs or not any(run in path.parents for run in runs)
+    """Whether a file is not in a run, or is one of its results: a run keeps other files of its own (`prior.pt`)."""
+    own = next((run for run in runs if run in path.parents), None)
+    return own is None or (path.parent == own and path.suffix.lower() == ".safetensors")
 
 
 class RunListing(Listing):
