@@ -130,7 +130,7 @@ class Workshop:
             found = None
         if found is None or not any(found == root or root in found.parents for root in self.roots()):
             raise InputError(
-                f"{what}: {text[:200]!r} is not in a folder that this page may use; add its folder under Data first."
+                f"{what}: {text[:200]!r} is not in a folder that this page may use; allow it beside its path."
             )
         return found
 

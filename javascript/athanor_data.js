@@ -176,7 +176,7 @@
       onchange: (event) => { state.resolution = Number(event.target.value) || null; athanor.busy(event.target, data.reload); } });
     athanor.fill(parts.head, h("div", { class: "athanor-datahead" },
       h("div", {}, h("h3", {}, view.folder.split(/[\\/]/).filter(Boolean).slice(-2).join(" / ")),
-        h("p", { class: "athanor-quiet" }, `${data.pictures(view.pictures.length)} · ${t("{0} with captions", captioned)} · ${judged}`),
+        h("p", { class: "athanor-quiet" }, !view.pictures.length ? t("There is no picture in this folder.") : `${data.pictures(view.pictures.length)} · ${t("{0} with captions", captioned)} · ${judged}`),
         view.notes.map((note) => h("p", { class: "athanor-quiet" }, athanor.said(note))),
         view.left_out ? h("p", { class: "athanor-quiet" }, t("{0} further pictures are not shown.", view.left_out)) : ""),
       h("label", { class: "athanor-inline" }, t("cut for"), resolution, "px"),
