@@ -42,6 +42,8 @@ def rejected(tiny_base, pictures, tmp_path, capsys, monkeypatch):
         ({"optimizer": "adamv"}, ["optimizer", "adamw"]),
         ({"rank": 0}, ["rank", "from 1 to 1024"]),
         ({"learning_rate": "fast"}, ["learning_rate", "fast"]),
+        ({"rank": ""}, ["rank: is empty", "from 1 to 1024"]),
+        ({"steps": 10**7}, ["steps", "from 1 to 1000000 (steps)"]),
         ({"steps": None}, ["steps"]),
         ({"epochs": 3}, ["steps", "epochs"]),
         ({"name": "../evil"}, ["name", "path"]),

@@ -130,6 +130,7 @@ SAID = {
     "The trainer was ended by the signal SIGKILL.": "训练程序被结束了，信号为 SIGKILL。",
     "D:\\a b\\flux.safetensors: this is a Flux model; Stable Diffusion 1.x, 2.x and XL base models can be trained.":
     "D:\\a b\\flux.safetensors：这是 Flux 模型；可以训练 Stable Diffusion 1.x、2.x 和 XL 的基底模型。",
+    "rank: is empty; it takes a whole number from 1 to 1024.": "rank：为空；应为 1 到 1024 之间的整数。",
     "rank: 'x' will not do; it takes a whole number from 1 to 1024.": "rank：'x' 不行；应为 1 到 1024 之间的整数。",
     "kind: 'lroa' is not one of lora, loha. Did you mean \"lora\"?": 
     "kind：'lroa' 不在 lora, loha 之中。是不是“lora”？",

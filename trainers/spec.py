@@ -114,6 +114,8 @@ def _shown(raw: Any) -> str:
 
 
 def _reject(option: Field, raw: Any, wanted: str) -> InputError:
+    if str(raw).strip() == "":
+        return InputError(f"{option.name}: is empty; it takes {wanted}.")
     return InputError(f"{option.name}: {_shown(raw)!r} will not do; it takes {wanted}.")
 
 
