@@ -151,17 +151,23 @@ def _insert_row(form: Form, trained: Callable[[], tuple[list[str], list[str]]]) 
     with gr.Row(equal_height=True, elem_classes="athanor-insert"):
         lora = gr.Dropdown(loras, value=None, label="LoRA", info="A file you trained", scale=5, min_width=120)
         strength = gr.Number(label="Strength", value=1, step=0.1, info="0 does nothing", scale=2, min_width=90)
-        put_lora = gr.Button("Put into prompt", size="sm", scale=2, min_width=120)
+        put_lora = gr.Button("Put into prompt", size="sm", scale=2, min_width=120, interactive=False)
     with gr.Row(equal_height=True, elem_classes="athanor-insert"):
         embedding = gr.Dropdown(
             embeddings, value=None, label="Embedding", info="A word you trained", scale=7, min_width=120
         )
-        put_embedding = gr.Button("Put into prompt", size="sm", scale=2, min_width=120)
+        put_embedding = gr.Button("Put into prompt", size="sm", scale=2, min_width=120, interactive=False)
     prompt = form.fields["prompt"]
+    for chosen, button in ((lora, put_lora), (embedding, put_embedding)):
+        chosen.change(_usable_with, chosen, button, show_progress="hidden", queue=False)
     put_lora.click(_with_lora, [prompt, lora, strength], prompt, show_progress="hidden", queue=False)
     put_embedding.click(_with_word, [prompt, embedding], prompt, show_progress="hidden", queue=False)
     lora.focus(lambda: gr.update(choices=trained()[0]), None, lora, show_progress="hidden", queue=False)
     embedding.focus(lambda: gr.update(choices=trained()[1]), None, embedding, show_progress="hidden", queue=False)
+
+
+def _usable_with(name: str | None) -> dict[str, Any]:
+    return gr.update(interactive=bool(name))
 
 
 def _with_lora(prompt: str, name: str | None, strength: float | None) -> str:
