@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainers.errors import InputError
@@ -118,6 +118,7 @@ def test_a_table_that_contains_itself_is_no_trap(tmp_path, old):
 
 
 @settings(max_examples=200, deadline=None)
+@example(b"\x8e\x00\x00\x00\x00\x00\x00\x00")
 @given(st.binary(max_size=200))
 def test_any_bytes_as_pickle_are_read_or_refused(tmp_path_factory, code):
     path = tmp_path_factory.getbasetemp() / "fuzz.pt"

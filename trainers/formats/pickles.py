@@ -161,8 +161,11 @@ class _Zip:
                 return _Reader(file, make, storage).load()
         except _Refused as refused:
             raise _has_code(self.path, str(refused)) from None
-        except (InputError, MemoryError):
+        except InputError:
             raise
+        except MemoryError:
+            # Python takes the memory for a text of the length that a pickle states before it looks for the text.
+            raise _unreadable(self.path, "it asks for more memory than there is") from None
         except Exception:
             # A hostile pickle can fail in any way at all; whichever it was, the file is not one of ours to read.
             raise _unreadable(self.path, "it is damaged") from None
