@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body
 from fastapi.responses import FileResponse, Response
 
 from extension.api_support import text_of
-from extension.grids import Grids, checked
+from extension.grids import STEPS, Grids, checked
 from extension.library import find, library
 from extension.shelving import rename, throw_away
 from extension.workshop import Workshop
@@ -70,7 +70,7 @@ def _add_grids(router: APIRouter, workshop: Workshop) -> None:
         """What a grid of a run, or of one file, would show: its files, and prompts to begin with."""
         title, trigger, files = _files(workshop, run, id)
         prompts = list((workshop.jobs.raw_job(run).get("sample_prompts") if run else None) or default_samples(trigger))
-        return {"title": title, "files": [heading for heading, _ in files], "prompts": prompts[:4]}
+        return {"title": title, "files": [heading for heading, _ in files], "prompts": prompts[:4], "steps": STEPS}
 
     @router.post("/library/grid")
     def begin(body: dict[str, Any] = _BODY) -> dict[str, Any]:

@@ -29,7 +29,7 @@
   function drawForm(about) {
     const prompts = h("textarea", { rows: Math.max(2, about.prompts.length), value: about.prompts.join("\n"), "aria-label": t("Prompts, one on each line") });
     const weights = h("input", { type: "text", value: WEIGHTS, "aria-label": t("Strengths") });
-    const steps = h("input", { type: "text", inputmode: "numeric", value: 20 });
+    const steps = h("input", { type: "text", inputmode: "numeric", value: about.steps });
     const files = about.files.map((file) => h("input", { type: "checkbox", value: file, checked: true }));
     const count = h("p", { class: "athanor-quiet", "aria-live": "polite" });
     const wish = () => ({ prompts: prompts.value.split("\n").map((each) => each.trim()).filter(Boolean),

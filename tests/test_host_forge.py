@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,6 +144,9 @@ def test_words_are_split_while_no_model_is_loaded(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     write_vocabulary(folder)
     monkeypatch.syspath_prepend(tmp_path)
+    with monkeypatch.context() as early:  # the page asks before the host has loaded transformers, and again later
+        early.delitem(sys.modules, "transformers", raising=False)
+        assert forge.tokenizer_in("shipped_words", "below", "tokenizer") is None
     found = tokenizer_of(forge.tokenizer_in("shipped_words", "below", "tokenizer"))
     assert found("sks Basketball") == ["sks</w>", "basketball</w>"]
     assert forge.tokenizer_in("no_such_package", "tokenizer") is None

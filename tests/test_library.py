@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from extension.api import add_routes
-from extension.grids import Drawn
+from extension.grids import Drawing, Drawn
 from extension.workshop import Workshop
 from trainers.errors import InputError
 
@@ -108,6 +108,7 @@ def test_a_grid_is_drawn_cell_by_cell_and_can_be_cancelled(workshop):
         "steps": 7,
     }
     about = client.get(f"{V1}/library/grid/about", params={"id": wish["id"]}).json()
+    assert about["steps"] == Drawing("").steps
     assert about["files"] == ["cat"] and about["prompts"][0] == "zkw cat" and "zkw" not in about["prompts"][-1]
     grid = client.post(f"{V1}/library/grid", json={**wish, "steps": 7}).json()
     assert (grid["total"], grid["drawing"]) == (6, True)

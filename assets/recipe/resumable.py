@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .files import load_if_there, save_atomically
-from .optim import Average
+from .optim import Average, set_rate
 
 
 class Resumable:
-    """Base of both training runs; they set `model`, `average` and `optimizers` before they call `restore`."""
+    """Base of the training runs; they set `model`, `average` and `optimizers` before they call `restore`."""
 
     model: nn.Module
     average: Average
@@ -32,6 +33,16 @@ class Resumable:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
+
+    def learn(self, parameters: Iterable[Tensor], share: float) -> None:
+        """One step of every optimizer, at `share` of its rate, by the gradients that `parameters` have."""
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in self.optimizers:
+            set_rate(optimizer, share)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.average.update(self.model, self.step)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""

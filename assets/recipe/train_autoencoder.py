@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .drawings import HELD_OUT, RICH, TRAIN, draw
 from .files import log_line, sheet
-from .optim import Average, Muon, learning_rate, set_rate, split_parameters
+from .optim import Average, Muon, learning_rate, split_parameters
 from .resumable import Resumable
 from .rich import autoencoder_picture, draw_rich
 from .together import agree, average_gradients, join
@@ -127,13 +127,7 @@ class Training(Resumable):
         error, kl = self.objective(self.model, batch)
         (error + KL_WEIGHT * kl).backward()
         average_gradients(self.model.parameters(), self.count)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            set_rate(optimizer, share)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.average.update(self.model, self.step)
+        self.learn(self.model.parameters(), share)
         return error.item(), kl.item()
 
     def report(self, sets: dict[str, Tensor], error: float, kl: float) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .clip import FOLDER, LOOK, WIDTH, Clip, TextHalf, pixels, retrieval, vision_config
 from .files import log_line
 from .latents import drawing_with_wordings
-from .optim import Average, Muon, learning_rate, set_rate, split_parameters
+from .optim import Average, Muon, learning_rate, split_parameters
 from .resumable import Resumable
 from .words import text_config
 
@@ -58,13 +58,7 @@ class Training(Resumable):
         share = learning_rate(self.step / self.steps, self.step, 30)
         loss = self.loss()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            set_rate(optimizer, share)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.average.update(self.model, self.step)
+        self.learn(self.model.parameters(), share)
         return loss.item()
 
     def run(self, every: int) -> None:

@@ -20,7 +20,7 @@ from .diffusion import STEPS, alphas, build_unet, noised, soft_min_snr_weight
 from .drawings import HELD_OUT, draw
 from .files import log_line, sheet
 from .latents import LatentCache
-from .optim import Average, Muon, learning_rate, set_rate, split_parameters
+from .optim import Average, Muon, learning_rate, split_parameters
 from .resumable import Resumable
 from .sampling import draw_prompts
 from .together import agree, average_gradients, join
@@ -98,13 +98,7 @@ class Training(Resumable):
         loss = self.loss()
         loss.backward()
         average_gradients(self.learning, self.count)
-        nn.utils.clip_grad_norm_(self.learning, 1.0)
-        for optimizer in self.optimizers:
-            set_rate(optimizer, share)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.average.update(self.model, self.step)
+        self.learn(self.learning, share)
         return loss.item()
 
     def report(self, loss: float) -> None:

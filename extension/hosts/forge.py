@@ -56,7 +56,6 @@ def embedding_width(encoder: Any) -> int:
     return int(getattr(table, "wrapped", table).weight.shape[1])
 
 
-@lru_cache(maxsize=1)
 def tokenizer_in(package: str, *below: str) -> Any:
     """CLIP's tokenizer from a folder of one of the host's packages, made with the host's own transformers.
 
@@ -65,7 +64,12 @@ def tokenizer_in(package: str, *below: str) -> Any:
     found, transformers = importlib.util.find_spec(package), sys.modules.get("transformers")
     places = [Path(place, *below) for place in (found and found.submodule_search_locations) or ()]
     folder = next((place for place in places if (place / "vocab.json").is_file()), None)
-    return transformers.CLIPTokenizer.from_pretrained(folder) if transformers and folder else None
+    return _tokenizer(folder) if transformers and folder else None
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> Any:
+    return sys.modules["transformers"].CLIPTokenizer.from_pretrained(folder)
 
 
 class Forge(A1111):

@@ -25,14 +25,16 @@ def draw(wanted: dict[str, Any]) -> list[str]:
         InputError: the list, or something in it, will not do.
     """
     try:
-        studio = Studio(Path(wanted.get("base") or EMBEDDED_BASE), Places(Path(wanted["data"])))
-        said: dict[str, None] = {}
-        for each in wanted["pictures"]:
-            drawn = studio.draw(Request(**{name: value for name, value in each.items() if name != "to"}))
-            drawn.pictures[0].image.save(each["to"])
-            said.update(dict.fromkeys(drawn.reports))
+        base, places = Path(wanted.get("base") or EMBEDDED_BASE), Places(Path(wanted["data"]))
+        requests = [(Request(**{name: each[name] for name in each if name != "to"}), each["to"])
+                    for each in wanted["pictures"]]  # fmt: skip
     except (KeyError, TypeError) as error:
         raise InputError(f"The list of pictures will not do ({error}).") from None
+    studio, said = Studio(base, places), {}
+    for request, file in requests:
+        drawn = studio.draw(request)
+        drawn.pictures[0].image.save(file)
+        said.update(dict.fromkeys(drawn.reports))
     return list(said)
 
 
