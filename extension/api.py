@@ -105,8 +105,8 @@ def _add_run_routes(router: APIRouter, workshop: Workshop) -> None:
 
     @router.get("/jobs/{run_id}/job")
     def job(run_id: str) -> dict[str, Any]:
-        """The options that it was asked for with."""
-        return {"job": jobs.raw_job(run_id)}
+        """All its options, as it was asked for."""
+        return {"job": options.filled(jobs.raw_job(run_id))}
 
     @router.get("/jobs/{run_id}/events")
     def events(run_id: str, offset: int = Query(0, ge=0)) -> dict[str, Any]:

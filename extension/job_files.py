@@ -13,7 +13,7 @@ from typing import Any
 from extension.jobs.environment import ROOT, Environment
 from trainers import spec
 from trainers.errors import InputError
-from trainers.options import METHODS, fields_for
+from trainers.options import METHODS, fields_for, filled
 
 LARGEST = 256 * 1024
 _WORDS = ("base", "data", "name")
@@ -56,7 +56,7 @@ def _word(kind: str, value: Any) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """The options in a job file's text; what is not given is left out.
+    """The options in a job file's text; what is not given has its default.
 
     Raises:
         InputError: it is no job file, or options in it are unknown or wrong.
@@ -85,4 +85,4 @@ def read(text: str) -> dict[str, Any]:
             problems.append(f"{name[:60]}: there is no such option for {method}.")
     if problems:
         raise InputError(*problems)
-    return values
+    return filled(values)

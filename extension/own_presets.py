@@ -16,7 +16,7 @@ import yaml
 
 from trainers import spec
 from trainers.errors import InputError, did_you_mean
-from trainers.options import METHODS, fields_for, name_problem
+from trainers.options import METHODS, fields_for, filled, name_problem
 
 ANSWERS = ("purpose", "pace", "memory")
 _MARK = "# answers: "
@@ -56,7 +56,7 @@ class OwnPresets:
         self._write(path, f"{_MARK}{json.dumps(said, ensure_ascii=True)}\n{lines}")
 
     def load(self, name: str) -> dict[str, Any]:
-        """`{"values": options, "answers": what was answered}`."""
+        """`{"values": all options but those of one job, "answers": what was answered}`."""
         path = self._existing(name)
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         try:
@@ -64,7 +64,9 @@ class OwnPresets:
         except ValueError:
             said = {}
         answers = {name: said[name] for name in ANSWERS if name in said} if isinstance(said, dict) else {}
-        return {"values": spec.read_yaml(path), "answers": answers}
+        values = spec.read_yaml(path)
+        apart = [option.name for option in fields_for(str(values.get("method", "lora"))) if option.kind == "path"]
+        return {"values": filled(values, [*apart, *_OF_ONE_JOB]), "answers": answers}
 
     def delete(self, name: str) -> None:
         """Moves it into the folder's trash."""

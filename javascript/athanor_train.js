@@ -264,6 +264,7 @@
     parts.memory.value = form.memory || "";
     await startingPoints().catch(() => {});
     for (const name of ASKED) if (values[name] && (name !== "base" || form.bases.some((base) => base.path === values.base))) parts[name].value = values[name];
+    if (values.init_from === null) parts.init_from.value = "";
     if (values.name) parts.name.dataset.own = "1";
     form.changed = {};
     describeBase();
@@ -280,7 +281,11 @@
 
   athanor.fillForm = async function (values, answers) {
     await take(values, answers);
-    athanor.say(t("The form holds the options of that run; change what you like, then train."));
+    const lines = [t("The form holds the options of that run; change what you like, then train.")];
+    for (const [name, title] of [["base", t("Base model")], ["init_from", t("Start from")]]) {
+      if (values[name] && parts[name].value !== values[name]) lines.push(t("{0}: {1} is not among the files here, so it was not taken over.", title, values[name]));
+    }
+    athanor.say(...lines);
   };
   athanor.useFolder = function (folder, trigger) {
     parts.data.value = folder;

@@ -51,6 +51,13 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
+@pytest.mark.parametrize(("options_", "measured"), [({}, False), ({"find_best": True}, True),
+                                                   ({"validation_split": 0.1}, True)])  # fmt: skip
+def test_it_is_said_whether_learning_by_heart_can_be_measured(football, options_, measured):
+    said = {each.id: each.text for each in findings(football, **options_)}["learning"]
+    assert ("No pictures are held out" not in said) is measured
+
+
 @pytest.mark.parametrize("name", ["football/train", "basketball/train", "unrelated"])
 def test_the_bundled_pictures_are_clean(name):
     found = findings(BUNDLED / name)

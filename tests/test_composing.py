@@ -167,7 +167,10 @@ def test_own_presets_keep_the_form_and_are_recipes_for_the_command_line(tmp_path
         "my faces 脸", {"method": "lora", "rank": 8, "name": "x", "data": "d", "alpha": None}, {"pace": "quick", "x": 1}
     )
     assert own.names() == ["my faces 脸"]
-    assert own.load("my faces 脸") == {"values": {"method": "lora", "rank": 8}, "answers": {"pace": "quick"}}
+    loaded = own.load("my faces 脸")
+    assert loaded["answers"] == {"pace": "quick"} and loaded["values"]["rank"] == 8
+    # What was at its default when it was kept is so again, whatever the recipe of the form says.
+    assert loaded["values"]["debiased"] is False and not {"name", "trigger", "data", "base"} & loaded["values"].keys()
     from trainers.presets import load_preset
 
     assert load_preset(str(tmp_path / "presets" / "my faces 脸.yaml")) == {"method": "lora", "rank": 8}

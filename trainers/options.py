@@ -6,7 +6,8 @@ Order here is the order in job files, in the form and in the reference. Standard
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
 
 from trainers.spec import BEGINNER, Field, Job
 
@@ -212,6 +213,17 @@ def fields_for(method: str) -> tuple[Field, ...]:
     """The options of one method, in the table's order."""
     known = ONE_PASS.get(method)
     return tuple(option for option in FIELDS if option.is_for(method) and (known is None or option.name in known))
+
+
+def filled(values: Mapping[str, Any], leave: Container[str] = ()) -> dict[str, Any]:
+    """A recipe with the default of every option that it does not name, which is what leaving one out means.
+
+    Args:
+        values: options of a job, with its `method` (by default a LoRA).
+        leave: names of options about which it says nothing.
+    """
+    unsaid = fields_for(str(values.get("method", "lora")))
+    return {**{option.name: option.default for option in unsaid if option.name not in leave}, **values}
 
 
 def default_samples(word: str) -> list[str]:

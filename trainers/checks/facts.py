@@ -58,6 +58,7 @@ class JobFacts:
     Attributes:
         options: the job's options.
         pictures: what is taught, without regularisation and held-out pictures.
+        held_out: how many of the folder's pictures are held out for measuring.
         unused_captions, unread_captions, unseen: see `trainers.data.scan.Scan`.
         trigger_tokens: ids of the trigger word's tokens in CLIP's vocabulary.
         batch_size: pictures of one batch.
@@ -70,6 +71,7 @@ class JobFacts:
 
     options: Mapping[str, Any]
     pictures: Sequence[PictureFacts] = ()
+    held_out: int = 0
     unused_captions: Sequence[str] = ()
     unread_captions: Sequence[str] = ()
     unseen: Sequence[str] = ()
@@ -112,8 +114,9 @@ def job_facts(job: Job, scans: Mapping[str, Scan], info: Any, plan: Any) -> JobF
     """
     training = scans["data"]
     taught = [picture for picture in training.pictures if not picture.is_regularisation]
+    aside: list[Picture] = []
     if not job.validation_data:
-        taught, _ = split_validation(taught, job)
+        taught, aside = split_validation(taught, job)
     batch_size = int(training.options.get("batch_size", job.batch_size))
     shown = sum(picture.repeats for picture in taught)
     # An epoch shows as many regularisation pictures as others.
@@ -125,6 +128,7 @@ def job_facts(job: Job, scans: Mapping[str, Scan], info: Any, plan: Any) -> JobF
     return JobFacts(
         options=dict(job),
         pictures=[_picture_facts(picture, job) for picture in taught],
+        held_out=len(aside),
         unused_captions=training.unused_captions,
         unread_captions=training.unread_captions,
         unseen=training.unseen,

@@ -52,8 +52,7 @@ def memory(facts: JobFacts) -> Iterator[Finding]:
 
 def learning(facts: JobFacts) -> Iterator[Finding]:
     """Looked at while the run is measured."""
-    options = facts.options
-    if options.get("validation_data") or options.get("validation_split"):
+    if facts.options.get("validation_data") or facts.held_out:
         yield Finding("learning", OK, "Held-out pictures tell when it gets worse.")
     else:
         yield Finding(

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainers import spec
 from trainers.errors import InputError
-from trainers.options import METHODS, fields_for
+from trainers.options import METHODS, fields_for, filled
 from trainers.spec import Job
 
 KEYWORD = "athanor"
@@ -64,7 +64,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def read_recipe(data: bytes) -> dict[str, Any]:
     """What a sheet says: `{"method", "values" (options as a form takes them), "base", "left_out" (names)}`.
 
-    Options that this version does not know, or whose value it does not take, are left out.
+    Options that this version does not know, or whose value it does not take, are left out; those that the sheet does
+    not name, because they were at their defaults, have these.
 
     Raises:
         InputError: it is no PNG, or holds no recipe.
@@ -88,9 +89,11 @@ def read_recipe(data: bytes) -> dict[str, Any]:
         raise InputError("The recipe in this picture is damaged; ask for the sheet as it was written.") from None
     if method not in METHODS:
         raise InputError(f"The recipe in this picture is for {method[:40]!r}, which this version does not have.")
-    values, left_out = _taken(method, options)
+    taken, left_out = _taken(method, options)
+    apart = [option.name for option in fields_for(method) if not _may_travel(option)]
+    values = filled({"method": method, **taken}, [*apart, *left_out, "publish"])
     named = {key: str(base.get(key) or "")[:200] for key in ("name", "sha256")}
-    return {"method": method, "values": {"method": method, **values}, "base": named, "left_out": left_out}
+    return {"method": method, "values": values, "base": named, "left_out": left_out}
 
 
 def _taken(method: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
