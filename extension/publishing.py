@@ -27,6 +27,8 @@ from trainers.options import name_problem
 
 FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 RECORD = "published.json"
+OUR_NOTES = "athanor notes"
+"""In a card: what we wrote into its notes, to tell it from what a person wrote there."""
 _LARGE = 1 << 29
 _SECONDS_BETWEEN_TRIES = 60.0
 _log = logging.getLogger(__name__)
@@ -135,11 +137,14 @@ def _write_card(workshop: Workshop, made: RunView, source: Path, target: Path, f
         "negative text": "",
         "notes": why,
     }
+    if former.get("notes") == former.get(OUR_NOTES):
+        former = {**former, "notes": ""}  # nobody has written anything of their own there
     card = {
         "description": f"Trained with Athanor on {made.base}, {step} steps.",
         "sd version": FAMILIES.get(str(made.plan.get("family")), "Unknown"),
         "activation text": made.trigger,
         **{name: former.get(name) or value for name, value in own.items()},
+        OUR_NOTES: why,
     }
     write_json(target.with_suffix(".json"), {**former, **card})
     drawn = [sample for sample in made.samples if (sample["step"] or 0) <= step]

@@ -109,6 +109,12 @@ def test_a_result_is_put_where_the_host_looks(client, workshop, job, tmp_path):
     assert replaced["tag"] == "<lora:ball:1>" and not list((tmp_path / "Lora").glob(".*"))
     (kept,) = (workshop.jobs.runs / ".trash" / "files").glob("*/ball.safetensors")
     assert kept.read_bytes() == b"another's"
+    card = tmp_path / "Lora" / "ball.json"
+    for notes, left in (("step 9 is best", ""), ("mine", "mine")):  # what we said of the file that gives way is old
+        write_json(card, {"notes": notes, publishing.OUR_NOTES: "step 9 is best"})
+        (tmp_path / "Lora" / "ball.safetensors").write_bytes(b"another's")
+        client.post(f"{V1}/jobs/ball/publish", json={"replace": True})
+        assert json.loads(card.read_text())["notes"] == left
     assert client.post(f"{V1}/jobs/ball/publish", json={"name": "../x", "replace": True}).status_code == 422
     for file in ("../ball/job.yaml", "job.yaml", "/etc/passwd"):
         assert client.post(f"{V1}/jobs/ball/publish", json={"file": file}).status_code == 422
