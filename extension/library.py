@@ -159,13 +159,17 @@ def _entry(path: Path, method: str, made: RunView | None, shelved: Shelved | Non
     }  # fmt: skip
 
 
+def sample_near(made: RunView, step: int) -> str:
+    """Path in a run of the picture of its first sample prompt, which is the word alone, drawn nearest to a step; empty
+    where only the base drew one, before the first step."""
+    drawn = [sample for sample in made.samples if sample["step"]]
+    nearest = min(drawn, key=lambda sample: abs(sample["step"] - step), default=None)  # the first of several
+    return str(nearest["path"]) if nearest else ""
+
+
 def _sample(made: RunView | None) -> str:
-    """The newest picture of a run's first sample prompt, which is the word alone."""
-    if made is None or not made.samples:
-        return ""
-    newest = max(sample["step"] or 0 for sample in made.samples)
-    first = next(sample for sample in made.samples if (sample["step"] or 0) == newest)
-    return str(first["path"]).rpartition("/")[2]
+    """Name of the newest such picture."""
+    return sample_near(made, made.step).rpartition("/")[2] if made else ""
 
 
 _FACTS: dict[Stamp, dict[str, Any]] = {}

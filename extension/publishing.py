@@ -19,7 +19,7 @@ from extension.jobs.lease import read_record
 from extension.jobs.processes import Identity
 from extension.jobs.run_files import run_folders
 from extension.jobs.view import RunView
-from extension.library import method_of, tag_for
+from extension.library import method_of, sample_near, tag_for
 from extension.trash import to_trash, with_sidecars
 from extension.workshop import Workshop
 from trainers.errors import InputError
@@ -147,11 +147,9 @@ def _write_card(workshop: Workshop, made: RunView, source: Path, target: Path, f
         OUR_NOTES: why,
     }
     write_json(target.with_suffix(".json"), {**former, **card})
-    drawn = [sample for sample in made.samples if (sample["step"] or 0) <= step]
+    drawn = sample_near(made, step)
     if drawn:
-        newest = max(sample["step"] for sample in drawn)
-        first = next(sample for sample in drawn if sample["step"] == newest)
-        copy_whole(workshop.jobs.file(made.id, first["path"]), target.with_suffix(".png"))
+        copy_whole(workshop.jobs.file(made.id, drawn), target.with_suffix(".png"))
 
 
 def _told(workshop: Workshop, made: RunView, source: Path, target: Path, copied: bool) -> dict[str, Any]:

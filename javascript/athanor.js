@@ -177,7 +177,7 @@
     const bar = h("div", { class: "athanor-tabs", role: "tablist", "aria-label": "Athanor", onkeydown: walkTabs },
       names.map((name) => h("button", {
         type: "button", role: "tab", id: `athanor-to-${name}`, "aria-controls": `athanor-screen-${name}`,
-        onclick: () => athanor.show(name),
+        "data-title": athanor.t(TITLES[name]), onclick: () => athanor.show(name),
       }, athanor.t(TITLES[name]))));
     const panels = names.map((name) =>
       h("section", { id: `athanor-screen-${name}`, class: "athanor-screen", role: "tabpanel",

@@ -196,7 +196,7 @@
     athanor.fill(parts.chips,
       chip(t("All"), all.length, !state.kind && !state.bucket, () => only({})),
       kinds.map(([kind, number]) => chip(t(KINDS[kind]), number, state.kind === kind, () => only(state.kind === kind ? {} : { kind }), "athanor-trouble")),
-      buckets.size ? h("span", { class: "athanor-quiet athanor-between" }, t("Buckets:")) : "",
+      buckets.size ? h("span", { class: "athanor-quiet athanor-between" }, t("Buckets:"), athanor.help(t("Pictures of about the same shape are cut to one size, so that they can be shown together."))) : "",
       [...buckets].sort((one, other) => other[1] - one[1]).map(([bucket, number]) =>
         chip(bucket, number, state.bucket === bucket, () => only(state.bucket === bucket ? {} : { bucket }))));
   }

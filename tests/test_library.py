@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from extension.api import add_routes
 from extension.grids import Drawing, Drawn
+from extension.library import sample_near
 from extension.workshop import Workshop
 from trainers.errors import InputError
 
@@ -146,3 +148,10 @@ def test_what_a_grid_cannot_be_is_said(workshop):
     until(lambda: client.get(f"{V1}/library/grid", params={"name": grid}).json()["problem"] == "Nothing is loaded.", 20)
     for name in ("../runs", "", ".", "nothing"):
         assert client.get(f"{V1}/library/grid", params={"name": name}).status_code == 422
+
+
+def test_the_picture_of_a_file_is_never_the_one_of_the_base_before_the_first_step():
+    drawn = [{"step": step, "path": f"samples/{step}-{number}.png"} for step in (0, 20, 40) for number in (0, 1)]
+    near = {step: sample_near(SimpleNamespace(samples=drawn), step) for step in (5, 20, 36)}
+    assert near == {5: "samples/20-0.png", 20: "samples/20-0.png", 36: "samples/40-0.png"}
+    assert sample_near(SimpleNamespace(samples=drawn[:2]), 10) == ""
