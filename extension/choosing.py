@@ -74,6 +74,6 @@ def time_of(recipe: Recipe, base: Base, device: str, runs: Path) -> tuple[float 
         return None, ""
     family = family_of(base)
     side = estimates.side_for(family, values.get("resolution"), base.side)
-    kind = estimates.Kind(family, str(values["method"]), device)
-    per_step, run = estimates.seconds_per_step(kind, estimates.work(side, values), runs, base.parameters)
+    kind = estimates.Kind(family, str(values["method"]), device, base.parameters)
+    per_step, run = estimates.seconds_per_step(kind, estimates.work(side, values), runs)
     return (round(per_step * values["steps"], 1), run) if per_step else (None, "")

@@ -159,6 +159,16 @@ def test_a_former_run_replaces_the_rough_estimate(tmp_path):
     assert estimates.seconds_per_step(kind, size, tmp_path)[1] == ""
     (run / "events.jsonl").write_text("\n".join([*lines, lines[-1]]) + "\n")
     assert estimates.seconds_per_step(kind, size, tmp_path) == (6.0, "one")
+    # Steps of eight times the work are an estimate still, and those of a toy say nothing of a real model.
+    assert estimates.seconds_per_step(kind, 4 * size, tmp_path) == (24.0, "")
+    toy = estimates.Kind("sd1", "lora", "cpu", 7_000_000)
+    assert estimates.seconds_per_step(toy, size, tmp_path)[1] == ""
+    other = tmp_path / "another"
+    other.mkdir()
+    (other / "job.yaml").write_text("method: lora\nbatch_size: 16\n")
+    (other / "events.jsonl").write_text("\n".join([lines[0], *[lines[1].replace("3.0", "9.0")] * 10]) + "\n")
+    assert estimates.seconds_per_step(kind, 4 * size, tmp_path) == (9.0, "another")
+    assert estimates.seconds_per_step(kind, size, tmp_path) == (6.0, "one")
 
 
 def test_own_presets_keep_the_form_and_are_recipes_for_the_command_line(tmp_path):

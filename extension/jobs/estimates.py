@@ -7,6 +7,7 @@ Training takes about three passes, and reaches about a third of what plain matri
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from extension.jobs.run_files import run_folders
+from extension.recipes import describe_base
 from trainers import spec
 from trainers.errors import InputError
 from trainers.events import read_events
@@ -25,6 +27,10 @@ MEASURED_STEPS = 10
 """A run with fewer steps has measured nothing yet: what is said of its time is an estimate."""
 
 _RUNS_LOOKED_AT = 20
+_ALIKE = 1.5
+"""How many times larger a UNet may be whose steps still tell something."""
+_NEAR = 2.0
+"""How many times more work a step may be than the measured one, so that its time still counts as measured."""
 _SIDES = {"sd1": 512, "sd2": 768, "sdxl": 1024}
 _OPERATIONS = {
     "sd1": (0.80e12, 859_520_964, 512),
@@ -41,19 +47,31 @@ _measuring = threading.Lock()
 
 @dataclass(frozen=True)
 class Kind:
-    """What steps must share so that one's duration says something of another's: of a device only its type.
+    """What steps must share so that one's duration says something of another's: of a device only its type, of a UNet
+    only about how large it is.
 
     Attributes:
         device: "cpu", "cuda" or "cuda:1".
+        parameters: values of the UNet, 0 for the family's published size.
     """
 
     family: str
     method: str
     device: str = field(compare=False)
+    parameters: int = field(default=0, compare=False)
     device_type: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_type", self.device.partition(":")[0])
+
+    @property
+    def size(self) -> float:
+        """Values of the UNet."""
+        return self.parameters or _OPERATIONS.get(self.family, (0, 1, 0))[1]
+
+    def is_like(self, other: Kind) -> bool:
+        """Whether steps of this kind tell how long those of another take."""
+        return self == other and 1 / _ALIKE < self.size / other.size < _ALIKE
 
 
 def work(resolution: Any, job: Mapping[str, Any]) -> float:
@@ -66,19 +84,20 @@ def side_for(family: str, resolution: Any, stated: int | None) -> int:
     return int(resolution or stated or _SIDES.get(family, 512))
 
 
-def seconds_per_step(kind: Kind, wanted: float, runs: Path, parameters: int = 0) -> tuple[float | None, str]:
+def seconds_per_step(kind: Kind, wanted: float, runs: Path) -> tuple[float | None, str]:
     """(seconds of one step that does `wanted` work, the run that measured it).
 
-    Args:
-        parameters: values of the UNet, 0 for the family's published size.
-
-    The name is empty where no run measured it, and the seconds then are rough; None where not even that is known.
+    The name is empty where no run measured steps about as large, and the seconds then are rough; None where not even
+    that is known. Of the runs that did, the one whose steps are most like these counts, the newest of several.
     """
-    for run in _newest(runs):
-        found = _measured(run)
-        if found and found[0] == kind and found[1]:
-            return found[2] * wanted / found[1], run.name
-    return _rough(kind, wanted, parameters), ""
+    fitting = [
+        (run, found) for run in _newest(runs) if (found := _measured(run)) and found[1] and found[0].is_like(kind)
+    ]
+    if not fitting:
+        return _rough(kind, wanted), ""
+    run, (_, done, seconds) = min(fitting, key=lambda each: round(abs(math.log(wanted / each[1][1])), 1))
+    near = 1 / _NEAR <= wanted / done <= _NEAR  # small steps take longer for each picture than large ones
+    return seconds * wanted / done, run.name if near else ""
 
 
 def _newest(runs: Path) -> Iterator[Path]:
@@ -107,15 +126,16 @@ def _read(run: Path) -> tuple[Kind, float, float] | None:
     steps = sorted(event["seconds"] for event in events if event["event"] == "step" and "seconds" in event)
     if not plans or len(steps) < MEASURED_STEPS:
         return None
-    kind = Kind(str(plans[-1].get("family")), str(job.get("method")), str(plans[-1].get("device")))
+    parameters = describe_base(Path(str(job["base"]))).parameters if job.get("base") else 0
+    kind = Kind(str(plans[-1].get("family")), str(job.get("method")), str(plans[-1].get("device")), parameters)
     return kind, work(plans[-1].get("resolution"), job), steps[len(steps) // 2]
 
 
-def _rough(kind: Kind, wanted: float, parameters: int) -> float | None:
+def _rough(kind: Kind, wanted: float) -> float | None:
     if kind.family not in _OPERATIONS:
         return None
     operations, published, side = _OPERATIONS[kind.family]
-    one = operations * (parameters or published) / published * wanted / side**2
+    one = operations * kind.size / published * wanted / side**2
     seconds = one * _PASSES.get(kind.method, _PASSES_ELSE) / (speed(kind.device) * _SHARE_OF_PEAK)
     return seconds + _OVERHEAD.get(kind.device_type, 0.1)
 

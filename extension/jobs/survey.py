@@ -58,10 +58,10 @@ def survey(values: Mapping[str, Any], environment: Environment, runs: Path, devi
         raise InputError(environment.problem)
     facts = _checked(job, environment)
     found = Survey(facts)
-    kind = estimates.Kind(str(facts.get("family")), job.method, device)
-    work = estimates.work(facts.get("resolution"), job)
     parameters = describe_base(Path(job["base"])).parameters if job.get("base") else 0
-    per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs, parameters)
+    kind = estimates.Kind(str(facts.get("family")), job.method, device, parameters)
+    work = estimates.work(facts.get("resolution"), job)
+    per_step, found.seconds_from = estimates.seconds_per_step(kind, work, runs)
     found.seconds = round(per_step * facts["steps"], 1) if per_step and facts.get("steps") else None
     return found
 
