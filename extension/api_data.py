@@ -109,6 +109,11 @@ def _add_changing(router: APIRouter, workshop: Workshop, editor: Editor) -> None
             raise HTTPException(403, "Only a person at the machine itself may add a folder.")
         return {"folder": str(workshop.add_folder(text_of(body, "path")))}
 
+    @router.get("/data/free-folder")
+    def free_folder(name: str) -> dict[str, Any]:
+        """`name` as a folder of the pictures' place that holds nothing yet, with a number where it has to have one."""
+        return {"name": uploads.free_folder(workshop.pictures, run_id_for(name))}
+
     @router.post("/data/upload")
     async def upload(request: Request, folder: str, name: str) -> dict[str, Any]:
         """Copies one picture or caption file (the body of the request) into a folder of the pictures' place."""

@@ -61,12 +61,12 @@ def _number(body: dict[str, Any], name: str) -> int | None:
 def _add_recipes(router: APIRouter, workshop: Workshop) -> None:
     @router.get("/recipes")
     def all_recipes() -> dict[str, Any]:
-        """Purposes, paces, methods, sizes of memory, the recipes that ship with the project, and one's own."""
+        """Purposes, paces, methods with what each asks, sizes of memory, shipped recipes, and one's own."""
         device, size = workshop.device()
         return {
             "purposes": composing.table("purposes"),
             "paces": composing.table("paces"),
-            "methods": {name: {"title": each["title"], "older": bool(each.get("older"))}
+            "methods": {name: {"title": each["title"], "older": bool(each.get("older")), "asks": composing.asked(name)}
                         for name, each in composing.methods().items()},
             "memory": {"classes": composing.memory_classes(), "own": composing.memory_class(size), "bytes": size},
             "device": device.partition(":")[0],

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from extension.recipes import SMALL, Base
+from extension.starting import ENDINGS as GO_ON_FROM
 from trainers import options
 from trainers.errors import InputError, did_you_mean
-from trainers.options import DATA, METHODS, ONE_PASS, fields_for
+from trainers.options import DATA, METHODS, NAMED_BY_ITSELF, ONE_PASS, fields_for
 from trainers.presets import FOLDER, load_preset, preset_names
 from trainers.spec import convert, read_yaml
 
@@ -41,6 +42,23 @@ def table(name: str) -> dict[str, Any]:
 def methods() -> dict[str, dict[str, Any]]:
     """What is known of each method that can be trained, in the order it is offered."""
     return {name: facts for name, facts in table("methods").items() if name in METHODS}
+
+
+QUESTIONS = {
+    "trigger": "trigger", "captions": "captions", "pace": "steps", "base": "base", "memory": "batch_size",
+    "init_from": "init_from",
+}  # fmt: skip
+"""Questions of the form that some methods do not have, and the option that each is about."""
+
+
+def asked(method: str) -> list[str]:
+    """The questions among `QUESTIONS` that mean something to a method."""
+    known = {option.name for option in fields_for(method)}
+    if method in NAMED_BY_ITSELF:
+        known.discard("trigger")
+    if method not in GO_ON_FROM:
+        known.discard("init_from")
+    return [question for question, option in QUESTIONS.items() if option in known]
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,26 @@
 
   const findPrompt = () => document.querySelector("#txt2img_prompt textarea, textarea#txt2img_prompt");
 
-  /** Puts texts (a trigger word, a tag) that it lacks at the end of the prompt. Where the page has none yet (some hosts make a tab when it is first shown), it
+  /** What the tab with the prompt is called: WebUIs, and languages, name it differently. */
+  function tabOf(prompt) {
+    const panel = prompt.closest(".tabitem, [role=tabpanel]");
+    const own = panel && panel.id && document.querySelector(`[aria-controls="${CSS.escape(panel.id)}"]`);
+    if (own) return own.textContent.trim();
+    const panels = panel ? [...panel.parentElement.children].filter((each) => each.matches(".tabitem")) : []; // gradio 3
+    const buttons = panel ? panel.parentElement.querySelectorAll(":scope > .tab-nav > button") : [];
+    return buttons.length === panels.length && panels.length ? buttons[panels.indexOf(panel)].textContent.trim() : "txt2img";
+  }
+
+  /** The prompt with a text that it lacks at its end. A tag takes the place of one for the same file: both together would
+   * be twice as strong. */
+  athanor.withText = function (prompt, text) {
+    const isThere = text.startsWith("<") ? prompt.includes(text) : prompt.replace(/<[^<>]*>/g, " ").includes(text); // a word within a tag is none
+    if (!text || isThere) return prompt;
+    const tag = /^<(\w+:[^:<>]+):[^<>]*>$/.exec(text), same = tag && new RegExp(`<${tag[1].replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(:[^<>]*)?>`);
+    return same && same.test(prompt) ? prompt.replace(same, () => text) : [prompt.trim(), text].filter(Boolean).join(" ");
+  };
+
+  /** Puts texts (a trigger word, a tag) that it lacks into the prompt. Where the page has none yet (some hosts make a tab when it is first shown), it
    * waits for it, and is copied meanwhile. */
   athanor.useInPrompt = async function (...texts) {
     const prompt = findPrompt(), text = texts.filter(Boolean).join(" ");
@@ -137,13 +156,12 @@
       athanor.say(athanor.t("Copied, and put into the prompt as soon as it is shown: {0}", text));
       return;
     }
-    const lacking = texts.filter((each) => each && !prompt.value.includes(each));
-    if (lacking.length) {
-      const joined = [prompt.value.trim(), ...lacking].filter(Boolean).join(" ");
+    const joined = texts.reduce(athanor.withText, prompt.value);
+    if (joined !== prompt.value) {
       Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(prompt, joined);
       prompt.dispatchEvent(new Event("input", { bubbles: true }));
     }
-    athanor.say(athanor.t("In the prompt of “txt2img”: {0}", text));
+    athanor.say(athanor.t("In the prompt of “{0}”: {1}", tabOf(prompt), text));
   };
 
   // ---- the frame

@@ -25,7 +25,7 @@
 
   function pictureText() {
     if (!form.seen || form.seen.refused) return "–";
-    return counted(form.pictures, form.seen.pictures.filter((card) => card.caption).length);
+    return counted(form.pictures, form.asks("captions") ? form.seen.pictures.filter((card) => card.caption).length : null);
   }
 
   function counted(count, captioned) {
@@ -45,8 +45,8 @@
     const about = facts && !facts.steps_are_exact;
     athanor.fill(side.facts.firstChild,
       row(t("Pictures"), facts ? folderLines(facts) : pictureText()),
-      row(t("Steps"), steps ? (about ? t("about {0}", steps) : String(steps)) : "–", t("One step shows the model a few pictures and changes what is learned a little.")),
-      row(t("Time"), time ? athanor.timeText(time) : t("found by looking")),
+      form.asks("pace") && row(t("Steps"), steps ? (about ? t("about {0}", steps) : String(steps)) : "–", t("One step shows the model a few pictures and changes what is learned a little.")),
+      row(t("Time"), !form.asks("pace") ? t("short: every picture is looked at once") : time ? athanor.timeText(time) : t("found by looking")),
       row(t("Memory"), memory ? memoryText(memory) : t("found by looking")),
       facts && facts.sharing ? row(t("Shared"), athanor.said(facts.sharing.reason), t("How training and drawing share the graphics card.")) : "",
       row(t("Trained on"), (facts ? facts.device : form.known.device) === "cpu" ? t("the processor (slow)") : t("the graphics card")));
@@ -130,7 +130,7 @@
 
   /** What the base draws for a word that it knows already: shown on demand, for the base that is loaded. */
   function drawing(each) {
-    const base = form.bases.find((one) => one.path === form.parts.base.value), word = form.parts.trigger.value.trim();
+    const base = form.bases.find((one) => one.path === form.parts.base.value), word = form.word();
     if (each.id !== "trigger" || each.severity !== "warn" || !word || !form.canDraw || !base || !base.loaded) return "";
     const place = h("p", { class: "athanor-drawn" }), button = h("button", { type: "button", onclick: () => athanor.busy(button, async () => {
       place.textContent = t("The WebUI is drawing …");

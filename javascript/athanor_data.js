@@ -279,7 +279,7 @@
 
   async function upload(files, dropped) {
     const ours = state.view && state.view.ours ? state.view.folder.split(/[\\/]/).filter(Boolean).pop() : "";
-    const into = parts.into.value.trim() || dropped || ours || t("my pictures"), rest = parts.dropSaid.textContent;
+    const into = parts.into.value.trim() || (!dropped && ours) || await athanor.freeFolder(dropped || t("my pictures")), rest = parts.dropSaid.textContent;
     const { folder, refused } = await athanor.copyFiles(files, into, (text) => { parts.dropSaid.textContent = text; });
     parts.dropSaid.textContent = rest;
     if (folder) {

@@ -61,18 +61,22 @@
     return { folder, refused };
   };
 
+  /** A name under which no pictures lie yet: what is dropped today is not mixed with what was dropped last week. */
+  athanor.freeFolder = async (name) => (await athanor.api(`data/free-folder?${new URLSearchParams({ name })}`)).name;
+
   athanor.picturePlace = function (form, changed) {
     const rest = t("or drop pictures here, or click to choose them");
     const place = athanor.dropPlace(rest, t("Choose pictures"), "image/*,.txt,.caption", true, upload);
     const said = place.querySelector("span");
 
     async function upload(files, dropped) {
-      const { parts } = form;
-      const into = parts.name.value.trim() || parts.trigger.value.trim() || dropped || "pictures";
+      const { parts } = form, shown = parts.data.value.trim();
+      const wanted = (parts.name.dataset.own && parts.name.value.trim()) || form.word() || dropped || t("my pictures");
+      const into = shown && shown === form.copied ? shown.split(/[\\/]/).pop() : await athanor.freeFolder(wanted);
       const { folder, refused } = await athanor.copyFiles(files, into, (text) => { said.textContent = text; });
       said.textContent = rest;
       if (refused.length) athanor.say(...refused.slice(0, 4));
-      if (folder) { parts.data.value = folder; await changed(); }
+      if (folder) { parts.data.value = form.copied = folder; await changed(); }
     }
     return place;
   };
@@ -80,6 +84,7 @@
   /** What the folder holds: some pictures, a sentence, and an offer where no picture has a caption. */
   athanor.drawSeen = function (form, changed) {
     const h = athanor.h, seen = form.seen, place = form.parts.seen;
+    form.offered = null;
     if (!seen) return athanor.fill(place);
     if (seen.refused) return athanor.fill(place, athanor.problems(seen.refused), allow(form, changed, seen.refused));
     if (!form.pictures) return athanor.fill(place, athanor.problems([t("There is no picture in this folder.")]));
@@ -88,7 +93,7 @@
     const address = (file) => athanor.url(`data/thumbnail?${new URLSearchParams({ folder: seen.folder, file })}`);
     return athanor.fill(place, h("div", { class: "athanor-strip" }, shown.map((card) => h("img", { src: address(card.file), alt: card.caption || card.file, title: card.caption || card.file, loading: "lazy" })),
       form.pictures > shown.length ? h("span", {}, `+${form.pictures - shown.length}`) : ""),
-    captioned ? "" : offer(form, changed));
+    captioned || !form.asks("captions") ? "" : offer(form, changed));
   };
 
   function allow(form, changed, problems) {
@@ -101,9 +106,11 @@
   }
 
   function offer(form, changed) {
-    const h = athanor.h, purpose = form.known.purposes[form.purpose], { parts, seen } = form;
-    const words = purpose.caption.replace("{trigger}", parts.trigger.value.trim() || parts.name.value.trim() || "sks").replace("{class}", purpose.class);
-    const text = h("input", { type: "text", value: words, autocomplete: "off" });
+    const h = athanor.h, purpose = form.known.purposes[form.purpose], { seen } = form;
+    // Without a word yet it stays out: it is put in front of captions that lack it.
+    const words = () => purpose.caption.replace("{trigger}", () => form.word()).replace("{class}", purpose.class).replace(/^[\s,]+|\s+(?=\s)/g, "");
+    const text = h("input", { type: "text", value: words(), autocomplete: "off", oninput: () => { form.offered = null; } });
+    form.offered = () => { text.value = words(); };
     const button = h("button", { type: "button", onclick: () => athanor.busy(button, async () => {
       const edits = seen.pictures.filter((card) => !card.caption && !card.problems.includes("broken")).map((card) => ({ file: card.file, text: text.value.trim(), was: card.caption || "" }));
       await athanor.api("data/captions", { folder: seen.folder, label: t("One caption for all"), edits });

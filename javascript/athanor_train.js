@@ -13,8 +13,8 @@
     object: "M12 3l8 4.500v9L12 21l-8-4.500v-9L12 3Zm0 9l8-4.500M12 12v9M12 12L4 7.500",
   };
   const FAMILIES = { sd1: "Stable Diffusion 1", sd2: "Stable Diffusion 2", sdxl: "SDXL" };
+  const LONGEST_NAME = 50; // of a suggested one
   const ASKED = ["name", "trigger", "base", "data", "init_from"]; // questions of their own, above
-  const STARTS = ["lora", "textual_inversion", "pivotal", "hypernetwork"]; // methods that can go on from a file
   const form = (athanor.form = { purpose: "object", pace: "balanced", method: "lora", preset: "", memory: null, pictures: null,
     recipe: {}, changed: {}, schema: [], overridden: new Set(), own: [] });
 
@@ -44,7 +44,7 @@
     parts.data = h("input", { type: "text", placeholder: t("Full path of a folder"), list: "athanor-folders", onchange: lookAtPictures });
     parts.folders = h("datalist", { id: "athanor-folders" });
     parts.trigger = h("input", { type: "text", autocomplete: "off", placeholder: t("for example: sks basketball"), oninput: suggestName });
-    parts.name = h("input", { type: "text", autocomplete: "off", oninput: () => { parts.name.dataset.own = "1"; forget(); } });
+    parts.name = h("input", { type: "text", autocomplete: "off", oninput: () => { parts.name.dataset.own = "1"; named(); } });
     parts.purposes = h("div", { class: "athanor-hold-purposes" });
     parts.paces = h("div", { class: "athanor-hold-paces" });
     parts.seen = h("div", { class: "athanor-seen", "aria-live": "polite" });
@@ -61,29 +61,53 @@
 
   function questions() {
     const chooser = athanor.methodChooser(form, chooseMethod);
+    parts.wordTitle = h("span", {});
+    const fields = parts.asked = { // what only some methods ask
+      trigger: labelled(t("Trigger word"), "", parts.trigger, athanor.ribbon(parts.trigger)),
+      pace: question("3", t("How long may it take?"), t("The longer, the more often each picture is shown: more is learned, and more of what the model knew is forgotten."), parts.paces),
+      memory: labelled(t("Graphics memory"), t("Splits the work so that it fits. The pictures of one step stay together, so the result is the same unless it says otherwise below."), parts.memory),
+      init_from: labelled(t("Start from"), t("An existing file of the same kind, to go on teaching it."), parts.init_from),
+    };
     return [
       question("1", t("What do you want to teach?"), "", parts.purposes,
         labelled(t("Pictures"), t("A folder with pictures of it; a text file of the same name beside a picture is its caption (what can be seen in it)."),
           parts.data, [parts.folders, athanor.picturePlace(form, lookAtPictures), parts.seen])),
-      question("2", t("Which word shall stand for it?"), t("The trigger word: written in a prompt, it calls up what was learned. Best is one that the model does not know yet."),
-        h("div", { class: "athanor-pair" }, labelled(t("Trigger word"), "", parts.trigger, athanor.ribbon(parts.trigger)),
-          labelled(t("Name of the result"), t("The file's name, and what is written between < > in a prompt."), parts.name))),
-      question("3", t("How long may it take?"), t("The longer, the more often each picture is shown: more is learned, and more of what the model knew is forgotten."), parts.paces),
+      question("2", parts.wordTitle, "",
+        h("div", { class: "athanor-pair" }, fields.trigger, labelled(t("Name of the result"), t("The file's name, and what is written between < > in a prompt."), parts.name))),
+      fields.pace,
       question("", t("On which model, and how?"), "",
         labelled(t("Base model"), t("The model that is taught. What is trained works with it and with its relatives."), parts.base, parts.facts),
         h("div", { class: "athanor-pair athanor-three" },
           labelled(t("Method"), t("What kind of file comes out, and how much of the model learns."), parts.methods, chooser.button),
-          labelled(t("Graphics memory"), t("Splits the work so that it fits. The pictures of one step stay together, so the result is the same unless it says otherwise below."), parts.memory),
-          labelled(t("Start from"), t("An existing file of the same kind, to go on teaching it."), parts.init_from)),
+          fields.memory, fields.init_from),
         parts.changes, chooser.panel),
     ];
   }
 
+  /** Whether the chosen method has a question (`asks` of a method says so); all have until they are known. */
+  form.asks = (question) => !form.known || form.known.methods[form.method].asks.includes(question);
+
+  /** The word that calls up what is learned: the trigger, or the name where a method's result is called up by that. */
+  form.word = () => (form.asks("trigger") ? parts.trigger : parts.name).value.trim();
+
+  function fitQuestions() {
+    for (const [question, field] of Object.entries(parts.asked)) field.hidden = !form.asks(question);
+    athanor.fill(parts.wordTitle, form.asks("trigger")
+      ? [t("Which word shall stand for it?"), " ", athanor.help(t("The trigger word: written in a prompt, it calls up what was learned. Best is one that the model does not know yet."))]
+      : [t("What shall it be called?"), " ", athanor.help(t("What this method makes has no trigger word: its name, written in a prompt, calls it up. Best is one that the model does not know yet."))]);
+  }
+
   function suggestName() {
+    if (!parts.name.dataset.own || !parts.name.value) {
+      const words = (form.asks("trigger") && parts.trigger.value.trim()) || parts.data.value.split(/[\\/]/).filter(Boolean).pop() || "";
+      parts.name.value = words.replace(/[<>:"/\\|?*]+/g, " ").trim().replace(/\s+/g, "-").slice(0, LONGEST_NAME);
+    }
+    named();
+  }
+
+  function named() {
     forget();
-    if (parts.name.dataset.own && parts.name.value) return;
-    const words = parts.trigger.value.trim() || parts.data.value.split(/[\\/]/).filter(Boolean).pop() || "";
-    parts.name.value = words.replace(/[<>:"/\\|?*]+/g, " ").trim().replace(/\s+/g, "-");
+    if (form.offered) form.offered(); // a caption for all follows the word
   }
 
   // ---- what there is
@@ -99,6 +123,7 @@
     athanor.fill(parts.methods, entries.filter((entry) => !entry[1].older).map(option), older.length ? h("optgroup", { label: t("Older methods") }, older.map(option)) : "");
     drawMemory();
     athanor.drawPresets(form);
+    fitQuestions();
     describeBase();
     if (me.problem) athanor.say(me.problem);
     await Promise.all([compose(), startingPoints()]);
@@ -124,9 +149,8 @@
 
   function describeBase() {
     const base = (form.bases || []).find((each) => each.path === parts.base.value);
-    parts.base.disabled = form.method === "aesthetic_gradient";
-    if (parts.base.disabled) return athanor.fill(parts.facts, t("This method does not use the model: a CLIP model looks at the pictures (clip_model under Expert)."));
     if (!base) return athanor.fill(parts.facts, t("There is no base model yet: put one into the WebUI's models folder."));
+    if (!form.asks("base")) return athanor.fill(parts.facts, t("This method leaves the model alone: a CLIP model of its kind looks at the pictures (clip_model under Expert)."));
     const chip = (text, help) => h("span", { class: "athanor-fact" }, text, help ? athanor.help(help) : "");
     const predicts = { epsilon: t("predicts noise"), v: t("predicts velocity (v)") }[base.prediction] || t("prediction found before training");
     const skip = form.clipSkip ? t("clip skip {0} (the WebUI's)", form.clipSkip) : t("clip skip of its family");
@@ -137,11 +161,10 @@
   }
 
   async function startingPoints() {
-    const can = STARTS.includes(form.method), was = parts.init_from.value;
+    const can = form.asks("init_from"), was = parts.init_from.value;
     const files = can ? (await athanor.api(`starting-points?method=${form.method}`)).files : [];
-    athanor.fill(parts.init_from, h("option", { value: "" }, can ? t("From scratch") : t("Not with this method")),
+    athanor.fill(parts.init_from, h("option", { value: "" }, t("From scratch")),
       files.map((file) => h("option", { value: file.path }, file.title)));
-    parts.init_from.disabled = !can;
     if (files.some((file) => file.path === was)) parts.init_from.value = was;
   }
 
@@ -178,7 +201,9 @@
     form.method = parts.methods.value = method;
     form.changed = {};
     form.preset = "";
+    fitQuestions();
     describeBase();
+    drawSeen();
     await Promise.all([compose(), startingPoints().catch((error) => athanor.refused(error))]);
   }
 
@@ -226,10 +251,12 @@
 
   form.job = function () {
     const values = { ...form.recipe, ...form.changed, method: form.method };
-    for (const name of ASKED) if (parts[name].value.trim()) values[name] = parts[name].value.trim();
+    for (const name of ASKED) {
+      if (name in parts.asked && !form.asks(name)) delete values[name];
+      else if (parts[name].value.trim()) values[name] = parts[name].value.trim();
+    }
     const known = new Set(["method", ...form.schema.map((option) => option.name)]);
     if (form.overridden.size) values.override_checks = [...form.overridden];
-    if (form.method === "textual_inversion") delete values.trigger; // an embedding's word is its name
     return Object.fromEntries(Object.entries(values).filter(([name]) => known.has(name)));
   };
 
@@ -268,6 +295,7 @@
     if (values.init_from === null) parts.init_from.value = "";
     if (values.name) parts.name.dataset.own = "1";
     form.changed = {};
+    fitQuestions();
     describeBase();
     await (values.data ? lookAtPictures() : compose());
     for (const option of form.schema) {

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobs_helpers import fake_jobs
 from PIL import Image, ImageDraw, ImageFilter
@@ -147,6 +148,33 @@ def test_thumbnails_are_drawn_anew_kept_and_renewed(client, folder, workshop):
     assert small() != before
     (folder / "ball 1.png").write_bytes(b"<html><script>alert(1)</script>")
     assert Image.open(io.BytesIO(small())).getcolors() == [(320 * 320, (128, 128, 128))]
+
+
+def test_sixteen_bits_of_grey_are_shown_as_they_are_trained_on(client, folder):
+    grey = drawing(40).convert("L")
+    grey.save(folder / "flat.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "deep.png")
+    shown = [
+        np.asarray(
+            Image.open(
+                io.BytesIO(client.get(f"{V1}/data/thumbnail", params={"folder": str(folder), "file": name}).content)
+            ),
+            dtype=int,
+        )
+        for name in ("deep.png", "flat.png")
+    ]
+    assert abs(shown[0] - shown[1]).max() <= 3 and shown[0].std() > 20
+    assert {"kind": "alike", "of": "deep.png"} in closer(client, folder)["flat.png"]
+
+
+def test_what_is_dropped_without_a_name_goes_where_nothing_lies_yet(client):
+    def free() -> str:
+        return client.get(f"{V1}/data/free-folder", params={"name": "my pictures"}).json()["name"]
+
+    assert free() == "my-pictures"
+    for expected in ("my-pictures-2", "my-pictures-3"):
+        assert upload(client, "a.png", encoded(drawing()), folder=free()).status_code == 200
+        assert free() == expected
 
 
 # --- changing

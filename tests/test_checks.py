@@ -15,7 +15,7 @@ from training_helpers import events_of, job_values, make_pictures, write_job
 
 from trainers import checks, cli, options, spec
 from trainers import running as training
-from trainers.checks import running
+from trainers.checks import running, words
 from trainers.data.scan import scan
 from trainers.engine import models, session, watch
 from trainers.engine.state import Counters
@@ -147,6 +147,7 @@ def test_a_half_empty_batch_of_one_shape_is_not_mended_by_cropping(football):
         (None, {"captions": "caption"}, "captions", "refused", 0),
         (None, {"trigger": "ball"}, "trigger", "warn", 0),
         (None, {"trigger": "supercalifragilistic expialidocious ball"}, "trigger", "warn", 0),
+        (None, {"trigger": "(zwx"}, "trigger", "warn", 0),
         (nearly_the_same, {}, "amount", "stop", 5),
         (three_left, {"steps": 500}, "amount", "stop", 0),
         (small, {}, "quality", "stop", 1),
@@ -179,6 +180,16 @@ def test_each_fires_on_its_own_fault(football, sabotage, changes, check, severit
     assert severities == {}, found
     worst = next(each for each in found if each.id == check and each.severity == severity)
     assert len(worst.pictures) == named and worst.what_to_do and worst.text.endswith(".")
+
+
+def test_a_name_that_is_the_word_is_looked_at_as_a_word_and_none_at_all_is_told(football):
+    by_name = {"method": "textual_inversion", "trigger": "", "name": "my (ball)"}
+    told = [each.text for each in words.trigger(checks.JobFacts(by_name)) if each.severity == "warn"]
+    assert told == ["A prompt reads ( ) in “my (ball)” as an instruction, so it cannot be written there."]
+    for file in football.glob("*.txt"):
+        file.unlink()
+    said = {trigger: fired(findings(football, trigger=trigger)) for trigger in ("", "sks ball")}
+    assert said == {"": {"captions": "warn", "trigger": "warn"}, "sks ball": {"captions": "warn"}}
 
 
 def test_a_toy_is_not_judged_by_the_rates_of_real_models(football):
@@ -234,6 +245,13 @@ def test_figures_of_a_run_are_judged():
     assert running.forgetting(9, 0.104, 0.1) is None
     assert [running.forgetting(9, loss, 0.1).severity for loss in (0.11, 0.12)] == ["warn", "stop"]
     assert running.forgetting(9, 0.14, 0.1, is_toy=True).severity == "warn"
+    held = {"regularisation_data": "r", "prior_target": "noise", "method": "lora"}
+    advice = [
+        running.forgetting(9, 0.14, 0.1, options=each).what_to_do
+        for each in ({}, held, held | {"prior_target": "base"}, held | {"method": "dreambooth"})
+    ]
+    assert ["regularisation pictures" in each for each in advice] == [True, False, False, False]
+    assert ["prior_target" in each for each in advice] == [False, True, False, False]
     assert running.delta(2.4, "a") is None and running.delta(3.0, "a").severity == "warn"
     assert running.pictures_alike(0.02) is None and running.pictures_alike(0.005).severity == "warn"
 

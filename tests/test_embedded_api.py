@@ -110,6 +110,8 @@ HOSTILE = [
     ({"steps": "many"}, "steps"),
     ({"cfg_scale": 1e99}, "cfg_scale"),
     ({"width": 65}, "multiple of 8"),
+    ({"height": 100_000}, "between 8 and 8192"),
+    ({"seed": 1.5}, "1.5 is not a whole number"),
     ({"width": 8192, "height": 8192}, "too large"),
     ({"seed": 2**70}, "seed"),
     ({"prompt": {"a": 1}}, "prompt"),

@@ -13,6 +13,7 @@ requests = pytest.importorskip("requests")
 from extension.hosts.embedded import page_job  # noqa: E402
 from extension.hosts.embedded.page import build_page  # noqa: E402
 from extension.hosts.embedded.page_form import _with_lora, _with_word, build_form  # noqa: E402
+from extension.hosts.embedded.request import settle  # noqa: E402
 from extension.hosts.embedded.server import free_port, main, make_app  # noqa: E402
 from trainers.errors import InputError  # noqa: E402
 
@@ -41,6 +42,13 @@ def test_the_page_is_served_beside_the_api(studio):
         page = requests.get(f"http://127.0.0.1:{port}/", timeout=60)
         assert page.status_code == 200 and "Athanor" in page.text
         assert requests.get(f"http://127.0.0.1:{port}/sdapi/v1/samplers", timeout=60).status_code == 200
+
+
+def test_half_a_seed_is_refused_and_not_rounded(form):
+    given = {name: form.fields[name].preprocess(value) for name, value in (("seed", 1.5), ("width", 64.5))}
+    with pytest.raises(InputError) as refused:
+        settle(form.request(_values(form, **given)), (64, 64))
+    assert refused.value.problems == ["seed: 1.5 is not a whole number.", "width: 64.5 is not a whole number."]
 
 
 def test_the_page_loads_no_font_or_script_from_elsewhere(studio):

@@ -112,7 +112,12 @@ def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop
     open_tab(page, "Text to picture")
     page.wait_for_function(f"document.querySelector('{PROMPT}').value != ''")
     assert page.locator(PROMPT).input_value() == "sks ball <lora:sks-ball:1>"
+    # A word within a tag is no word, and another strength takes the place of the first.
+    page.locator(PROMPT).fill("a dog <lora:sks ball:0.3> <lora:sks-ball:0.8:live=1>")
     open_tab(page, "Athanor")
+    page.locator("#athanor").get_by_role("button", name="Use in prompt").press("Enter")
+    page.get_by_text("In the prompt of “Text to picture”: sks ball <lora:sks-ball:1>").wait_for()
+    assert page.locator(PROMPT).input_value() == "a dog <lora:sks ball:0.3> <lora:sks-ball:1> sks ball"
     assert page.errors == []
 
 
@@ -196,6 +201,33 @@ def test_a_method_is_chosen_from_the_table_and_words_are_shown_as_tokens(page, t
     row.get_by_text("Advised").wait_for()
     row.get_by_role("button", name="Use").press("Enter")
     assert tab.get_by_label("Method", exact=True).input_value() == "textual_inversion"
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_a_method_asks_what_means_something_to_it(page, tab, workshop):
+    folder = make_pictures(workshop.pictures / "plain", 3)
+    for file in folder.glob("*.txt"):
+        file.unlink()
+    tab.get_by_label("Pictures", exact=True).fill(str(folder))
+    tab.get_by_label("Trigger word", exact=True).fill("sks")
+    caption = tab.get_by_label("Caption for all pictures")
+    caption.wait_for()
+    tab.get_by_label("Trigger word", exact=True).fill("sks ball")
+    assert caption.input_value() == "photo of sks ball toy"
+    questions = ("Trigger word", "Quick", "Graphics memory", "Start from", "Caption for all pictures")
+    asked = {}
+    for method in ("textual_inversion", "aesthetic_gradient", "dreambooth", "lora"):
+        with page.expect_response(lambda answer: "recipes/compose" in answer.url):
+            tab.get_by_label("Method", exact=True).select_option(method)
+        asked[method] = {one for one in questions if tab.get_by_label(one, exact=one != "Quick").is_visible()}
+        assert tab.get_by_label("Base model", exact=True).is_enabled()
+        assert page.evaluate("athanor.form.job().trigger || ''") == (
+            "sks ball" if "Trigger word" in asked[method] else ""
+        )
+    every = set(questions)
+    assert asked == {"textual_inversion": every - {"Trigger word"}, "aesthetic_gradient": set(),
+                     "dreambooth": every - {"Start from"}, "lora": every}  # fmt: skip
     assert page.errors == []
 
 

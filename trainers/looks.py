@@ -54,6 +54,26 @@ class Looks:
         return Looks(int(hashed, 16), tuple(grid), float(sharpness), tuple(border), float(share))
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is greyscale of more than 8 bits, as scanners and renderers write."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float greyscale to "L"; Pillow's own conversion clips instead of scaling."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    if image.mode == "F" and top <= 1.0:
+        scale = 255.0
+    elif image.mode == "F" and top <= 255.0:
+        scale = 1.0
+    elif top <= 65535.0:
+        scale = 1.0 / 257.0
+    else:
+        scale = 255.0 / top
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
 def _cosines(size: int) -> np.ndarray:
     """The first `_LOW` rows of the discrete cosine transform (type II) over `size` samples."""
     positions = np.arange(size) + 0.5

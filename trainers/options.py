@@ -206,6 +206,9 @@ ONE_PASS: dict[str, frozenset[str]] = {
 }
 """Methods that look at every picture once instead of training in steps, and the options that mean something there."""
 
+NAMED_BY_ITSELF = ("textual_inversion", "aesthetic_gradient")
+"""Methods whose result is called up by its own name, so that nobody is asked for a trigger word."""
+
 RUN_FOLDERS = ("state", "samples", "control", "cache", "class", "tensorboard", "live", "verdict")
 
 

@@ -20,7 +20,7 @@ from PIL import ImageOps
 from extension.pictures.files import open_picture
 from extension.pictures.folder import MOST, pictures_in
 from trainers.errors import InputError
-from trainers.looks import SIDE, Looks, far_softer, groups_of_alike, look_at
+from trainers.looks import SIDE, Looks, eight_bit, far_softer, groups_of_alike, is_deep, look_at
 
 _MOST_KNOWN = 20_000
 _SECONDS = 1.0
@@ -110,6 +110,7 @@ def _inspect(file: Path) -> _Known:
             upright.load()
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
+            upright = eight_bit(upright) if is_deep(upright) else upright
             return _Known(sha256, look_at(upright.convert("RGB")))
     except InputError as error:
         return _Known(problem=error.problems[0].partition(": ")[2])

@@ -19,7 +19,7 @@ MASK = "-masklabel.png"
 # AVIF last: older Pillows do not know it, and stop there.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MOST_PIXELS = 120_000_000
-_NO_PICTURE = "is not a picture that can be read."
+_NO_PICTURE = "is not a picture that can be read; save it as PNG or JPEG."
 _TOO_LARGE = f"has more than {MOST_PIXELS // 1_000_000} million pixels; make it smaller first."
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 

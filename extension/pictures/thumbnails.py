@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from extension.pictures.files import open_picture, write_atomically
 from trainers.errors import InputError
+from trainers.looks import eight_bit, is_deep
 
 SIDE = 320
 _GREY = (128, 128, 128)
@@ -63,6 +64,7 @@ def _drawn(picture: Path) -> bytes:
     with open_picture(picture) as opened:
         opened.draft("RGB", (SIDE * 2, SIDE * 2))
         small = ImageOps.exif_transpose(opened) or opened
+        small = eight_bit(small) if is_deep(small) else small
         small.thumbnail((SIDE, SIDE))
         small = small.convert("RGBA")
     back = Image.new("RGB", small.size, _GREY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -39,6 +40,12 @@ def keep(folder: Path, name: str, data: bytes) -> Path:
     if shutil.disk_usage(folder).free < len(content) + _ROOM:
         raise InputError(f"{shown}: there is less than 1 GiB left on the disk; free some room first.")
     return _write(folder, stem_of(name), ending, content)
+
+
+def free_folder(place: Path, name: str) -> str:
+    """The first of `name`, `name-2`, … that is no folder with files in it."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(each for each in names if not (place / each).exists() or not any((place / each).iterdir()))
 
 
 def stem_of(name: str) -> str:

@@ -49,7 +49,7 @@ def make_app(workshop: Workshop) -> Any:
     with gr.Blocks(title="Athanor", analytics_enabled=False) as page:
         with gr.Tab("Athanor"):
             build_tab()
-        with gr.Tab("Text to picture"):
+        with gr.Tab("Text to picture", elem_id="tab_txt2img"):
             gr.Textbox(label="Prompt", elem_id="txt2img_prompt", lines=3)
     return compat.mount(app, page, assets.head(), ssr_mode=False, footer_links=[])
 

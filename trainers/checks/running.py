@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainers.checks.finding import STOP, WARN, Finding
 
@@ -77,16 +78,31 @@ def burnt(losses: Sequence[tuple[int, float]]) -> Finding | None:
     )  # fmt: skip
 
 
-def forgetting(step: int, prior: float, base_prior: float, is_toy: bool = False) -> Finding | None:
-    """The loss on unrelated pictures, beside the untrained base's; a toy has no room to spare, so nothing is red."""
+def forgetting(
+    step: int, prior: float, base_prior: float, is_toy: bool = False, options: Mapping[str, Any] | None = None
+) -> Finding | None:
+    """The loss on unrelated pictures, beside the untrained base's; a toy has no room to spare, so nothing is red.
+
+    Args:
+        options: the job's, so that nothing is advised that it does already.
+    """
     if not base_prior or prior <= PRIOR_WARN * base_prior:
         return None
     is_bad = prior > PRIOR_STOP * base_prior and not is_toy
     return Finding(
         "learning", STOP if is_bad else WARN, f"At step {step} the model has forgotten: pictures of other things are "
         f"{prior / base_prior - 1:.0%} further off than with the base.", (),
-        "A lower learning_rate, fewer steps, or regularisation pictures keep what it knew.",
+        _what_keeps(options or {}),
     )  # fmt: skip
+
+
+def _what_keeps(options: Mapping[str, Any]) -> str:
+    """What holds a model to what it knew, without what the job does already."""
+    if not options.get("regularisation_data") and not options.get("class_pictures"):
+        return "A lower learning_rate, fewer steps, or regularisation pictures keep what it knew."
+    if options.get("prior_target") == "noise" and options.get("method") != "dreambooth":
+        return "A lower learning_rate, fewer steps, a higher prior_weight, or prior_target: base keep what it knew."
+    return "A lower learning_rate, fewer steps, or a higher prior_weight keep what it knew."
 
 
 def nothing_changed(step: int) -> Finding:

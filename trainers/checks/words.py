@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from trainers.checks.facts import JobFacts
 from trainers.checks.finding import OK, STOP, WARN, Finding
 from trainers.data.captions import has_trigger
 from trainers.data.picture import counted, first_few
+from trainers.options import NAMED_BY_ITSELF
 
 EVERYDAY_TOKEN = 30_000
 """Tokens of CLIP below this are words that many pictures were captioned with; `sks` is 48136, `hedgehog` 21940."""
 
 MOST_TRIGGER_TOKENS = 4
+
+_INSTRUCTIONS = re.compile(r"[()\[\]{}<>:|\\]|\b(?:AND|BREAK)\b")
+"""What weighs, schedules or parts a prompt, in one WebUI or another."""
 
 
 def captions(facts: JobFacts) -> Iterator[Finding]:
@@ -45,6 +50,11 @@ def captions(facts: JobFacts) -> Iterator[Finding]:
             "captions", WARN, "No picture has a caption: everything in them is learned as one thing.", tuple(missing),
             "Write at least “photo of TRIGGER CLASS”, and what else can be seen.",
         )  # fmt: skip
+        if not _called(facts) and not facts.unused_captions:
+            yield Finding(
+                "trigger", WARN, "There is neither a caption nor a trigger word: what is learned goes into every "
+                "picture that is drawn with it.", (), "Give a trigger word, unless that is what you want.",
+            )  # fmt: skip
     yield from _trigger_in_captions(facts)
 
 
@@ -63,9 +73,28 @@ def _trigger_in_captions(facts: JobFacts) -> Iterator[Finding]:
         yield Finding("captions", OK, "Every picture has a caption.")
 
 
+def _called(facts: JobFacts) -> str:
+    """The word that calls up what is taught: the trigger, else the name where a method's result goes by that."""
+    options = facts.options
+    by_name = options.get("method") in (*NAMED_BY_ITSELF, "pivotal")
+    return str(options.get("trigger", "")).strip() or (str(options.get("name", "")).strip() if by_name else "")
+
+
+def _as_instruction(word: str) -> str:
+    """What a WebUI's prompt reads as an instruction in a word; empty where there is nothing of that."""
+    return " ".join(dict.fromkeys(_INSTRUCTIONS.findall(word)))
+
+
 def trigger(facts: JobFacts) -> Iterator[Finding]:
-    """The trigger word is short, and no word that the base knows well already."""
+    """The trigger word is short, no word that the base knows well already, and can be written in a prompt."""
     word, tokens = str(facts.options.get("trigger", "")).strip(), facts.trigger_tokens
+    called = _called(facts)
+    if found := _as_instruction(called):
+        yield Finding(
+            "trigger", WARN, f"A prompt reads {found} in “{called}” as an instruction, so it cannot be written there.",
+            (),
+            "Use letters and digits only.",
+        )  # fmt: skip
     if not word or not tokens:
         what = "The word has vectors of its own." if "vectors" in facts.options else ""
         yield Finding("trigger", OK, what or "No trigger word: what is learned comes with the captions' own words.")

@@ -6,8 +6,9 @@ import io
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageCms, ImageOps
+
+from trainers.looks import eight_bit, is_deep
 
 EXTENSIONS = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
@@ -93,8 +94,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bit(image).convert("RGB"), None
+    if is_deep(image):
+        return eight_bit(image).convert("RGB"), None
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = rgba.getchannel("A")
@@ -103,21 +104,6 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB"), alpha
     return _managed_rgb(image), None
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float greyscale to "L"; Pillow's own conversion clips instead of scaling."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    top = float(values.max(initial=0.0))
-    if image.mode == "F" and top <= 1.0:
-        scale = 255.0
-    elif image.mode == "F" and top <= 255.0:
-        scale = 1.0
-    elif top <= 65535.0:
-        scale = 1.0 / 257.0
-    else:
-        scale = 255.0 / top
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
 def _managed_rgb(image: Image.Image) -> Image.Image:

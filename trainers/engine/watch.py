@@ -154,7 +154,9 @@ class Watch:
             found.append(running.burnt(self._held_out))
         if "prior_loss" in fields:
             toy = is_toy(self.s.info.parameters)
-            found.append(running.forgetting(counters.step, fields["prior_loss"], fields["prior_base_loss"], toy))
+            found.append(
+                running.forgetting(counters.step, fields["prior_loss"], fields["prior_base_loss"], toy, self.s.job)
+            )
         self._tell(found, counters, at_end=is_last)
 
     def _measured_before(self, step: int) -> list[tuple[int, float]]:

@@ -145,7 +145,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         forms = {}
         with gr.Tabs():
             for name, from_picture in (("Text to picture", False), ("Picture to picture", True)):
-                with gr.Tab(name):
+                with gr.Tab(name, elem_id=f"tab_{'img' if from_picture else 'txt'}2img"):  # as elsewhere
                     forms[name] = _tab(studio, from_picture)
             with gr.Tab("Athanor"):
                 build_tab()

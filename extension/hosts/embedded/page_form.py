@@ -77,7 +77,7 @@ def build_form(from_picture: bool, native: tuple[int, int], trained: Callable[[]
     with gr.Row(equal_height=True):
         fields["width"] = _side("Width", native[0])
         fields["height"] = _side("Height", native[1])
-        fields["seed"] = gr.Number(label="Seed", value=-1, precision=0, info="-1 takes a new one")
+        fields["seed"] = gr.Number(label="Seed", value=-1, info="-1 takes a new one")
     with gr.Row(equal_height=True):
         fields["steps"] = gr.Slider(1, 100, value=20, step=1, label="Steps", info="More are slower and finer")
         fields["cfg_scale"] = gr.Slider(
@@ -91,7 +91,7 @@ def build_form(from_picture: bool, native: tuple[int, int], trained: Callable[[]
 
 
 def _side(label: str, value: int) -> gr.Number:
-    return gr.Number(label=label, value=value, precision=0, minimum=8, step=8, info="A multiple of 8")
+    return gr.Number(label=label, value=value, minimum=8, step=8, info="A multiple of 8")
 
 
 def _picture_fields(fields: dict[str, Any]) -> None:

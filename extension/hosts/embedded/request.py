@@ -87,6 +87,8 @@ _WHOLE = (
     ("hr_resize_y", 0, 8192),
     ("mask_blur", 0, 256),
 )
+_SIDES = ("width", "height")  # 0 stands for the model's own, where a person named none
+_SMALLEST_SIDE = 8
 _REAL = (("cfg_scale", 0.0, 100.0), ("denoising_strength", 0.0, 1.0), ("hr_scale", 1.0, 8.0))
 
 
@@ -100,7 +102,9 @@ def _check_numbers(request: Request) -> list[str]:
         elif whole and value != int(value):
             problems.append(f"{name}: {value} is not a whole number.")
         elif not smallest <= value <= largest:
-            problems.append(f"{name}: {value} is not between {smallest} and {largest}.")
+            problems.append(
+                f"{name}: {value} is not between {_SMALLEST_SIDE if name in _SIDES else smallest} and {largest}."
+            )
         elif whole:
             setattr(request, name, int(value))
     return problems

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import logging
 import os
 import socket
 import sys
@@ -95,6 +97,18 @@ def make_app(studio: Studio, flags: dict[str, Any] | None = None, page: bool = T
     return app
 
 
+def _ending_quietly(server: Any) -> Any:
+    """An open page holds a connection for as long as it is open; cutting that off at the end is no error."""
+    shutdown = server.shutdown
+
+    async def shut(sockets: Any = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await shutdown(sockets)
+
+    server.shutdown = shut
+    return server
+
+
 def serve(options: argparse.Namespace) -> None:
     """Runs until it is stopped.
 
@@ -116,7 +130,11 @@ def serve(options: argparse.Namespace) -> None:
     print(f"Running on {address}   (stop with Ctrl+C; files are kept in {studio.places.data})", flush=True)
     if not options.no_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    uvicorn.run(app, host=options.host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    config = uvicorn.Config(app, host=options.host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+    try:
+        _ending_quietly(uvicorn.Server(config)).run()
+    finally:
+        gc.freeze()  # the interpreter would search everything for what can be freed, and then end anyway
 
 
 def main(given: Sequence[str] | None = None) -> int:
