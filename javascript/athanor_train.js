@@ -243,8 +243,7 @@
 
   /** A duration, called an estimate until steps like these were measured on this machine. */
   athanor.timeText = function (time) {
-    if (form.method === "aesthetic_gradient") return t("seconds"); // one pass over the pictures
-    if (!time || !time.seconds) return t("time not known");
+    if (!time || !time.seconds) return form.method === "aesthetic_gradient" ? t("seconds") : t("time not known");
     const round = time.seconds < 90 ? 10 : 60; // an estimate in single seconds would be a lie
     return time.measured ? athanor.duration(time.seconds) : t("about {0} (estimate)", athanor.duration(Math.ceil(time.seconds / round) * round));
   };
