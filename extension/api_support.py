@@ -15,6 +15,7 @@ from extension.jobs.store import NoSuchRun
 from trainers.errors import InputError
 
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient")
+_OWN_NAMES = ("localhost", "127.0.0.1", "::1", "testserver")
 
 
 def _sentences(status: int, *problems: str) -> JSONResponse:
@@ -57,9 +58,16 @@ def same_origin(request: Request) -> None:
 
 
 def is_local(request: Request) -> bool:
-    """Whether the person sits at this machine, as far as can be told."""
+    """Whether the person sits at this machine, as far as can be told.
+
+    The page's address has to say so too: another site's name may be made to lead here (DNS rebinding).
+    """
     forwarded = any(request.headers.get(name) for name in ("x-forwarded-for", "forwarded", "x-real-ip"))
-    return request.client is not None and request.client.host in _LOOPBACK and not forwarded
+    try:
+        named = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return False
+    return request.client is not None and request.client.host in _LOOPBACK and named in _OWN_NAMES and not forwarded
 
 
 def text_of(body: dict[str, Any], name: str, default: str = "") -> str:

@@ -256,8 +256,11 @@ def test_paths_outside_the_folders_are_refused(client, workshop, job, tmp_path):
 
 
 def test_only_a_person_at_this_machine_adds_folders(client, tmp_path):
-    refused = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers={"X-Forwarded-For": "1.2.3.4"})
-    assert refused.status_code == 403
+    for headers in ({"X-Forwarded-For": "1.2.3.4"}, {"Host": "rebound.example:7860"}):  # another's name for 127.0.0.1
+        refused = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers=headers)
+        assert refused.status_code == 403
+    answer = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers={"Host": "[::1]:7860"})
+    assert answer.status_code == 200
 
 
 def test_other_sites_change_nothing(client, job):

@@ -288,11 +288,11 @@ def _tell_changes(job: Job, run: RunFolder, events: EventLog, display: Display, 
     remembers what they are now."""
     before = snapshot.read(run.path)
     now = snapshot.take_all(job, before)
-    when = "the run was last worked on" if resuming else "the job was queued"
     for option, record in now.items():
-        found = snapshot.changes(before[option], record) if option in before else []
+        found = "; ".join(snapshot.changes(before[option], record) if option in before else [])
         if found:
-            text = f"{option}: since {when}, {', '.join(found)}."
+            asked = f"{option}: since the job was queued, {found}."
+            text = f"{option}: since the run was last worked on, {found}." if resuming else asked
             events.emit("note", text=text)
             display.line(text)
     runfolder.replace_text(run.path / snapshot.FILE, snapshot.as_text(now))

@@ -79,6 +79,9 @@ INSIDE = (
     "{0} x {1} is too small for a bucket while upscale is off", "; use {0} instead",
     " (step {0} of {1}: {2})", " ({0} are needed and {1} are free)", "the CUDA build ({0})",
     "Making an environment for Python {0}", "Installing {0}, {1}",
+    "1 picture added", "{0} pictures added", "1 picture removed", "{0} pictures removed", "1 picture changed",
+    "{0} pictures changed", "1 caption file added", "{0} caption files added", "1 caption file removed",
+    "{0} caption files removed", "1 caption file changed", "{0} caption files changed",
     "Step {0} of {1}", "pass {0} of {1}", "about {0} s left", "{0} of {1} sites", "{0} ({1})", "{0}: {1}", "{0}.",
 )  # fmt: skip
 """What values are made of: numbers with what they count, lists that are cut short, clauses with values of their own."""
