@@ -138,7 +138,8 @@ SAID = {
     "data：/猫 狗 里的 2 张图片都不能用（a.png：文件是空的; b.png：已损坏（x））。",
     "Installing the trainers' packages failed: the disk is full. The whole output is in /x/y.log.":
     "安装训练所需的软件包失败：磁盘已满。完整输出见 /x/y.log。",
-    "data: since the job was queued, 1 picture removed (06.png); 4 caption files changed (a.txt, b.txt, c.txt and 1 more).":
+    "data: since the job was queued, 1 picture removed (06.png); 4 caption files changed (a.txt, b.txt, c.txt and 1 "
+    "more).":
     "data：任务排队之后，移除 1 张图片（06.png）; 改动 4 个描述文件（a.txt, b.txt, c.txt 等，另有 1 个）。",
     "Nobody ever wrote this. Every picture has a caption.": "Nobody ever wrote this. 每张图片都有描述。",
 }  # fmt: skip
