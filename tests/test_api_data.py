@@ -241,6 +241,7 @@ def test_files_outside_are_neither_shown_nor_changed(client, folder, tmp_path):
     os.symlink(secret, folder / "linked", target_is_directory=True)
     cards = by_file(show(client, folder))
     assert len(cards) == 6 and cards["ball 1.png"]["caption"] is None
+    assert show(client, folder)["notes"][0].endswith("but trained on: link.png, linked.")
     names = (
         "link.png",
         "linked/a.png",

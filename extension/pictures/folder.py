@@ -72,17 +72,26 @@ def pictures_in(folder: Path, confined: Confined = lambda path: True) -> list[Pa
     Raises:
         InputError: it is no folder.
     """
+    return _found(folder, confined)[0]
+
+
+def _found(folder: Path, confined: Confined) -> tuple[list[Path], list[str]]:
+    """The pictures, and the names of links that are not followed here while a trainer does."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is not a folder.")
     found: list[Path] = []
+    links: list[str] = []
     for place_, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if {"job.yaml", "events.jsonl"} <= set(names):  # a training run inside
             folders[:] = []
             continue
         files = [Path(place_) / name for name in names if is_picture(name) and is_text(place_ + name)]
-        found += [path for path in files if not path.is_symlink() or confined(path)]
-    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
+        hidden = {path for path in files if path.is_symlink() and not confined(path)}
+        found += [path for path in files if path not in hidden]
+        links += [path.name for path in hidden]
+        links += [each for each in folders if is_text(each) and Path(place_, each).is_symlink()]
+    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix())), sorted(links)
 
 
 def shape_for(resolution: int) -> Geometry:
@@ -96,7 +105,7 @@ def look(folder: Path, resolution: int = 512, confined: Confined = lambda path: 
     Raises:
         InputError: it is no folder.
     """
-    files = pictures_in(folder, confined)
+    files, links = _found(folder, confined)
     shape = shape_for(resolution)
     cards = [_card(folder, file, shape, confined) for file in files[:MOST]]
     some_have = any(card.caption for card in cards)
@@ -108,6 +117,9 @@ def look(folder: Path, resolution: int = 512, confined: Confined = lambda path: 
         for name in _METADATA
         if (folder / name).is_file()
     ]
+    if links:
+        shown = ", ".join(links[:3]) + (f" and {len(links) - 3} more" if len(links) > 3 else "")
+        notes.append(f"What these links lead to is not shown here, but trained on: {shown}.")
     return FolderView(str(folder), resolution, cards, notes, max(0, len(files) - MOST))
 
 
