@@ -96,9 +96,13 @@ def shelf(workshop: Workshop) -> Iterator[Shelved]:
             real = path.resolve()
             inner = real.parent
             if inner not in in_run:  # of runs that were made elsewhere, a host may list the folders too
-                in_run[inner] = runs in real.parents or any((each / "job.yaml").is_file() for each in real.parents[:3])
+                in_run[inner] = runs in real.parents or any(_is_run(each) for each in real.parents[:3])
             if not in_run[inner]:
                 yield Shelved(f"{method}/{path.relative_to(folder).as_posix()}", method, path)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "job.yaml").is_file() and (folder / "events.jsonl").is_file()
 
 
 def find(workshop: Workshop, wanted: str) -> Shelved:
@@ -127,7 +131,11 @@ def library(workshop: Workshop) -> list[dict[str, Any]]:
         shown.add(made.id if made else "")
     others = [made for made in runs if made.id not in shown]
     unpublished = [
-        _entry(workshop.jobs.runs / made.id / made.best_file, _shelf_of(made), made, None) for made in others
+        {
+            **_entry(workshop.jobs.runs / made.id / made.best_file, _shelf_of(made), made, None),
+            "is_there": _is_model_there(workshop, made),
+        }
+        for made in others
     ]
     return unpublished + sorted(entries, key=lambda entry: -entry["changed"])
 
@@ -165,6 +173,12 @@ def sample_near(made: RunView, step: int) -> str:
     drawn = [sample for sample in made.samples if sample["step"]]
     nearest = min(drawn, key=lambda sample: abs(sample["step"] - step), default=None)  # the first of several
     return str(nearest["path"]) if nearest else ""
+
+
+def _is_model_there(workshop: Workshop, made: RunView) -> bool:
+    """Whether a whole model is among the host's, where it has no card of its own."""
+    folder, name = workshop.results(made.method), (made.published or {}).get("name")
+    return bool(folder and name and (folder / f"{name}{Path(made.best_file).suffix}").is_file())
 
 
 def _sample(made: RunView | None) -> str:

@@ -67,7 +67,8 @@
   }
 
   function card(entry) {
-    const where = entry.id ? "" : h("em", { class: "athanor-badge athanor-soft" }, entry.finished ? t("not in the WebUI yet") : t("until step {0}", entry.step));
+    const state = entry.is_there ? t("among the WebUI's models") : entry.finished ? t("not in the WebUI yet") : t("until step {0}", entry.step);
+    const where = entry.id ? "" : h("em", { class: "athanor-badge athanor-soft" }, state);
     return h("article", { class: "athanor-entry", "aria-label": entry.name }, picture(entry),
       h("b", { title: entry.file }, athanor.asIs(entry.name)), where,
       h("small", {}, WITH_TRIGGER.includes(entry.method) ? (entry.trigger ? `“${entry.trigger}”` : t("no trigger word")) : METHODS[entry.method] || entry.method),
@@ -81,7 +82,7 @@
       : (event) => athanor.useOutput(event.currentTarget, run, "").then(shown);
     const button = (label, onclick, kind) => h("button", { type: "button", class: kind || "", onclick }, label);
     return [
-      entry.tag ? button(t("Use in prompt"), use, "athanor-primary") : button(t("Put into the WebUI"), use, "athanor-primary"),
+      entry.tag ? button(t("Use in prompt"), use, "athanor-primary") : entry.is_there ? "" : button(t("Put into the WebUI"), use, "athanor-primary"),
       canDraw && entry.method === "lora" && !entry.problem ? button(t("Grid"), (event) => athanor.openGrid(event.currentTarget, entry)) : "",
       entry.run ? button(t("Its run"), () => athanor.openRun(entry.run)) : "",
       entry.id ? button(t("Rename"), (event) => rename(event.currentTarget, entry)) : "",

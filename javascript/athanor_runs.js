@@ -202,11 +202,11 @@
     athanor.fill(place, [draw()].flat());
   }
 
-  /** How the run shares the device with the WebUI's model, and what that took or gave. */
+  /** How a run at work shares the device with the WebUI's model; afterwards too, what that took or gave. */
   function sharingLine(run) {
     const sharing = run.sharing || {}, told = sharing.attached || {};
     if (!sharing.reason) return "";
-    const words = [athanor.said(sharing.reason)];
+    const words = WORKING.includes(run.state) ? [athanor.said(sharing.reason)] : [];
     if (run.is_paused) words.push(athanor.t("Paused while a picture is drawn."));
     if (told.bytes > TOY && told.private_bytes !== null) {
       words.push(athanor.t("Of the model's {0}, {1} are the trainer's own.", athanor.size(told.bytes), athanor.size(told.private_bytes)));

@@ -92,6 +92,20 @@ def test_a_run_and_its_file_in_the_host_are_one_card(workshop):
     assert workshop.jobs.one("ball").published["name"] == "" and cards(client)["ball"]["id"] == ""
 
 
+def test_a_whole_model_is_said_to_be_among_the_hosts_and_a_job_file_hides_nothing(workshop, tmp_path):
+    client, lora = serve(workshop), workshop.results("lora")
+    place, models = str(workshop.jobs.runs), tmp_path / "models"
+    workshop.results = {"dreambooth": models, "lora": lora}.get
+    client.post(f"{V1}/jobs", json={"job": values(base=place, data=place, method="dreambooth")})
+    look_until(workshop.jobs, "ball", "done")
+    assert not cards(client)["ball"]["is_there"]
+    client.post(f"{V1}/jobs/ball/publish", json={})
+    (tmp_path / "job.yaml").write_text("method: lora\n")  # somebody's download, beside the host's folders
+    assert cards(client)["ball"]["is_there"] and cards(client)["cat"]["id"]
+    (models / "ball.safetensors").unlink()
+    assert not cards(client)["ball"]["is_there"]
+
+
 def test_a_grid_is_drawn_cell_by_cell_and_can_be_cancelled(workshop):
     asked, go_on = [], threading.Semaphore(0)
 
