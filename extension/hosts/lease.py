@@ -212,7 +212,8 @@ def _differs_from_file(components: Components, family: Family, checkpoint: Path)
 def in_use(device: torch.device) -> int:
     """Bytes in use: on the card by everybody, on the CPU by this process."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
+        index = torch.cuda.current_device() if device.index is None else device.index  # torch 2.1 needs one
+        free, total = torch.cuda.mem_get_info(index)
         return total - free
     with suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
