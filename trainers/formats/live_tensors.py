@@ -15,7 +15,9 @@ file's names) or "diffusers".
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ VERSION = 1
 FILE_NAME = "host_tensors.json"
 _CUDA_COUNTER = slice(4, 6)
 """Where the counter's file and place are in what `_share_cuda_` gives (after device, handle, size, offset)."""
+_COUNTERS = Path("/dev/shm")
+_COUNTERS_HEAD, _COUNTER_BYTES = 64, 8
+"""torch's file of counters: what it is aligned to (`map_alloc_alignment`), then one int64 for each storage."""
 
 
 def _encoded(value: Any) -> Any:
@@ -63,6 +68,16 @@ def _share(storage: torch.UntypedStorage) -> dict[str, Any]:
     return {"kind": kind, "handle": [_encoded(value) for value in handle]}
 
 
+def _readers(file: bytes, place: int) -> int:
+    """How many processes a CUDA storage is still given to, as torch counts them; 0 where its counters are gone."""
+    try:
+        with (_COUNTERS / file.decode().lstrip("/")).open("rb") as counters:
+            counters.seek(_COUNTERS_HEAD + place * _COUNTER_BYTES)
+            return int.from_bytes(counters.read(_COUNTER_BYTES), sys.byteorder, signed=True)
+    except OSError:
+        return 0
+
+
 class Shared:
     """Tensors that were given to another process, kept alive until `release`.
 
@@ -79,6 +94,8 @@ class Shared:
         self.nbytes = 0
         try:
             self._described = {name: self._component(*given) for name, given in components.items()}
+            if any(_readers(*counter) != 1 for counter in self._counters()):
+                raise RuntimeError("it counts the readers of shared memory in a way that is not known here")
         except Exception:
             self.release()
             raise
@@ -122,15 +139,21 @@ class Shared:
         """Keeps them alive no longer; to be called when the other process has ended or never came.
 
         torch counts, in memory that both sides see, who still reads a CUDA storage, and never gives it back while one
-        does. A process that was killed has not counted itself out, so this does it for it.
+        does. A process that was killed has not counted itself out, so this does it for it; one that ended by itself
+        has, and a counter below zero is as good as one above it.
         """
-        cuda = [each for each in self._handles if each["kind"] == "cuda" and each["handle"]]
-        for each in cuda:
-            file, place = (_decoded(value) for value in each["handle"][_CUDA_COUNTER])
-            torch.UntypedStorage._release_ipc_counter_cuda(file, place)
+        counters = self._counters()
+        for file, place in counters:
+            if _readers(file, place) > 0:
+                torch.UntypedStorage._release_ipc_counter_cuda(file, place)
         self._storages, self._handles = {}, []
-        if cuda:
+        if counters:
             torch.cuda.ipc_collect()
+
+    def _counters(self) -> list[tuple[bytes, int]]:
+        """File and place of each CUDA storage's counter."""
+        cuda = [each["handle"] for each in self._handles if each["kind"] == "cuda" and each["handle"]]
+        return [tuple(_decoded(value) for value in handle[_CUDA_COUNTER]) for handle in cuda]
 
 
 def _mapped_storage(given: Mapping[str, Any]) -> torch.UntypedStorage:
