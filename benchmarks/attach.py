@@ -90,9 +90,8 @@ class Bench:
         self.folder, self.base = folder, folder / "base.safetensors"
         self.before = self.used()
         self.studio = Studio(self.base, Places(folder / "host"), device)
-        import diffusers  # where it was carried to, trainers have to find it too
-
-        paths = (ROOT, Path(diffusers.__file__).parents[1])
+        found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        paths = (ROOT, *(Path(each) for each in found if each))  # what this process has, trainers have to find too
         environment = Environment(
             Path(sys.executable), paths=paths, variables={"OMP_NUM_THREADS": "4" if device == "cuda" else "1"}
         )

@@ -6,6 +6,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_modules
@@ -16,8 +17,9 @@ from trainers.bases.live import CannotAttach, live_base, read_description
 from trainers.bases.loader import load_base
 from trainers.bases.text import encode_prompts
 from trainers.engine.attached import compute_over
+from trainers.formats import live_tensors
 from trainers.formats.families import FAMILIES
-from trainers.formats.live_tensors import Mapped, Shared
+from trainers.formats.live_tensors import Mapped, Shared, _encoded
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared on Linux only")
 
@@ -114,6 +116,31 @@ def test_a_card_that_is_not_the_hosts_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "do not see the graphics card" in why()
     assert live_trial.main(str(file)) == 1
+
+
+@pytest.mark.parametrize(("readers", "wanted"), [(1, 0), (0, 0), (2, 1), (-1, -1)])
+def test_a_reader_is_counted_out_only_where_it_has_not_done_so(monkeypatch, tmp_path, readers, wanted):
+    """torch's counters for CUDA: a file with a head of 64 bytes, then an int64 for each storage."""
+    file, place = tmp_path / "torch_1_2_0", 3
+    handle = [0, b"memory", 8, 0, b"/torch_1_2_0", place, b"event", True]
+    counters = np.memmap(file, np.int64, "w+", offset=64, shape=(5,))
+    counters[place] = 1
+
+    def release(name: bytes, index: int) -> None:
+        assert name == b"/torch_1_2_0"
+        counters[index] -= 1
+
+    monkeypatch.setattr(live_tensors, "_COUNTERS", tmp_path)
+    monkeypatch.setattr(live_tensors, "_share", lambda storage: {"kind": "cuda", "handle": [*map(_encoded, handle)]})
+    monkeypatch.setattr(torch.UntypedStorage, "_release_ipc_counter_cuda", release)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    shared = Shared({"unet": ("ldm", {"weight": torch.ones(2)})})
+    counters[place] = readers
+    shared.release()
+    assert counters[place] == wanted
+    counters[place] = 7  # not what torch begins with
+    with pytest.raises(RuntimeError, match="counts the readers"):
+        Shared({"unet": ("ldm", {"weight": torch.ones(2)})})
 
 
 def test_an_empty_storage_is_made_anew(tmp_path):

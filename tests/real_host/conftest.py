@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -34,11 +36,29 @@ from patcher_fixtures import (  # noqa: E402, F401
 )
 
 
+@dataclass(frozen=True)
+class Device:
+    """Where a WebUI draws and its trainers train: "cpu" or "cuda", and the variables that its process needs for that.
+    A card needs trainers over the WebUI's own torch: the Python that ATHANOR_PYTHON names."""
+
+    name: str = "cpu"
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def flags(self, given: Iterable[str]) -> list[str]:
+        """A WebUI's flags, without those that keep it off the card."""
+        kept = list(given)
+        if self.name != "cpu":
+            for one in ("--use-cpu", "all", "--always-cpu"):
+                kept = [flag for flag in kept if flag != one]
+        return kept
+
+
 def pytest_addoption(parser):
     group = parser.getgroup("real WebUI")
     group.addoption("--webui", help="folder of an installed WebUI to run the tests in tests/real_host against")
     group.addoption("--pictures", help="folder that pictures of the page are written to")
     group.addoption("--files", help="folder that make_files.py made for the test checkpoint, to compare too")
+    group.addoption("--device", default="cpu", choices=["cpu", "cuda", "stand-in"], help="for tests that say so")
     group.addoption("--python", help="the Python that runs that WebUI (that of this process)")
 
 
@@ -80,6 +100,21 @@ def given_files(request) -> Path | None:
 def host_python(request) -> str:
     """The Python that runs the WebUI."""
     return _option(request, "--python") or sys.executable
+
+
+@pytest.fixture(scope="session")
+def device(request, tmp_path_factory) -> Device:
+    """What --device says."""
+    name = _option(request, "--device") or "cpu"
+    if name != "stand-in":
+        return Device(name)
+    import stand_in_card
+
+    if stand_in_card.problem():
+        pytest.skip(stand_in_card.problem())
+    folder = tmp_path_factory.mktemp("card")
+    python = stand_in_card.wrapped(os.environ.get("ATHANOR_PYTHON") or sys.executable, folder)
+    return Device("cuda", {**stand_in_card.build(folder), "ATHANOR_PYTHON": str(python)})
 
 
 @pytest.fixture(scope="session")

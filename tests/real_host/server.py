@@ -12,9 +12,10 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -69,15 +70,24 @@ def _free_port() -> int:
 
 
 class Server:
-    """One running WebUI; `login` is sent with every request, as `name:password`."""
+    """One running WebUI; `login` is sent with every request, as `name:password`; `variables` are its environment's."""
 
-    def __init__(self, python: str, webui: Path, log: Path, flags: Sequence[str], login: str = "") -> None:
+    def __init__(
+        self,
+        python: str,
+        webui: Path,
+        log: Path,
+        flags: Sequence[str],
+        login: str = "",
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.port = _free_port()
         self.log = log
         self._headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
         self._drawn: dict[str, Drawn] = {}
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         environment.pop("PYTHONPATH", None)
+        environment.update(variables)
         command = [python, "webui.py", "--api", "--port", str(self.port), *flags]
         self._output = log.open("wb")
         self._process = subprocess.Popen(

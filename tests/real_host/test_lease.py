@@ -1,6 +1,8 @@
 """Trainings that share the device with a real WebUI's model: attached to it, in its place, and beside it.
 
 Run with `-s` to see the figures. The trainers are those of this checkout (`ATHANOR_PYTHON` names another Python).
+On a card (`--device cuda`, or `--device stand-in` without one) that has to be one over the WebUI's own torch, as
+`install.py` makes it for the extension.
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ def resident(pid: int) -> int:
 class Shared:
     """A WebUI that runs, the base that it draws with, and its queue."""
 
-    def __init__(self, server: Server, webui: Path, base: Path) -> None:
-        self.server, self.base = server, base
+    def __init__(self, server: Server, webui: Path, base: Path, device: str) -> None:
+        self.server, self.base, self.device = server, base, device
         self.runs = webui / "athanor" / "runs"
         self.data = make_pictures(webui / "athanor" / "pictures" / OURS, 3)
 
     def submit(self, sharing: str, **more) -> str:
         job = {
             "method": "lora", "name": OURS, "base": str(self.base), "data": str(self.data), "trigger": "ball",
-            "resolution": 64, "steps": 2000, "rank": 4, "device": "cpu", "threads": 1, "state_every": 20,
+            "resolution": 64, "steps": 2000, "rank": 4, "device": self.device, "threads": 1, "state_every": 20,
             "gpu_sharing": sharing, "override_checks": CHECKS, "pause_while_drawing": False, "verdict": False, **more,
         }  # fmt: skip
         return self.server.post("/athanor/v1/jobs", {"job": job})["id"]
@@ -62,6 +64,12 @@ class Shared:
             time.sleep(0.2)
         raise AssertionError((run["state"], run["doing"], run["log"][-15:]))
 
+    def in_use(self) -> int:
+        """MiB of the WebUI's process, or of the card."""
+        if self.device == "cpu":
+            return resident(self.server._process.pid)
+        return self.server.get("/sdapi/v1/memory")["cuda"]["system"]["used"] // MIB
+
     def kill(self, run_id: str) -> None:
         """Ends the trainer as the system does that has no memory left."""
         pid = int((self.runs / run_id / "run.lock").read_text().split()[0])
@@ -74,7 +82,19 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(webui, kind_of_webui, host_python, tmp_path_factory):
+def start(webui, kind_of_webui, host_python, device, tmp_path_factory):
+    """Starts the WebUI."""
+    given = FLAGS if kind_of_webui == "a1111" else FORGE_FLAGS
+
+    def started() -> Server:
+        log = tmp_path_factory.mktemp("host") / "log"
+        return Server(host_python, webui, log, device.flags(given), variables=device.variables)
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def shared(start, webui, kind_of_webui, device):
     if sys.platform != "linux":
         pytest.skip("memory is shared on Linux only")
     os.environ.setdefault("ATHANOR_PYTHON", sys.executable)
@@ -92,17 +112,16 @@ def shared(webui, kind_of_webui, host_python, tmp_path_factory):
         safetensors_io.save(other, changed, metadata)
         for side in models.glob(f"{base.stem}.yaml"):
             shutil.copyfile(side, other.with_suffix(".yaml"))
-    log = tmp_path_factory.mktemp("host") / "log"
-    server = Server(host_python, webui, log, FLAGS if is_a1111 else FORGE_FLAGS)
+    server = start()
     made = None
     try:
         server.wait()
         server.post("/sdapi/v1/options", {"sd_model_checkpoint": base.name})
-        made = Shared(server, webui, base)
+        made = Shared(server, webui, base, device.name)
         made.other = other.name
         yield made
     finally:
-        server.stop()
+        (made.server if made else server).stop()
         for one in [other, other.with_suffix(".yaml")]:
             one.unlink(missing_ok=True)
         shutil.rmtree(loras)
@@ -160,17 +179,39 @@ def test_the_result_is_that_of_the_file(shared):
 
 
 def test_handed_over_and_back(shared):
-    server, pid = shared.server, shared.server._process.pid
+    server = shared.server
     plain = server.draw()
-    before = resident(pid)
+    before = shared.in_use()
     run_id = shared.submit("hand_over", steps=2000)
     run = shared.until(run_id, lambda run: run["state"] == "training")
     freed = run["sharing"]["freed_bytes"] / MIB
-    print(f"\nhanded over: {freed:.0f} MiB came free; the WebUI had {before} MiB, has {resident(pid)} MiB")
+    print(f"\nhanded over: {freed:.0f} MiB came free; there were {before} MiB, there are {shared.in_use()} MiB")
     assert run["sharing"]["mode"] == "hand_over" and freed > shared.base.stat().st_size / MIB * 0.8
     shared.kill(run_id)
     end = time.monotonic() + 60
-    while resident(pid) < before * 0.8 and time.monotonic() < end:
+    while shared.in_use() < before * 0.8 and time.monotonic() < end:
         time.sleep(0.2)
-    print(f"back: {resident(pid)} MiB")
+    print(f"back: {shared.in_use()} MiB")
     assert server.draw().away_from(plain) == 0
+
+
+def test_the_webui_is_killed_and_its_cards_memory_with_it(shared, start):
+    if shared.device == "cpu":
+        pytest.skip("the computer's memory outlives the WebUI; test_moments kills it there")
+    run_id = shared.submit("attach", steps=40)
+    run = shared.until(run_id, lambda run: run["step"] >= 2)
+    assert run["sharing"]["attached"]["kind"] == "cuda"
+    shared.server.kill()
+    ended = shared.runs / run_id / "ended.json"
+    end = time.monotonic() + 120
+    while not ended.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    saved = int((shared.runs / run_id / "state" / "current").read_text())
+    assert ended.exists() and saved >= 2
+    shared.server = start().wait()
+    found = shared.run(run_id)
+    print(f"\nthe WebUI was killed; saved at step {saved}, {found['state']}: {found['problems'] or found['notes']}")
+    assert found["state"] == "stopped" and found["step"] == saved
+    shared.server.post(f"/athanor/v1/jobs/{run_id}/resume")
+    done = shared.until(run_id, lambda run: run["state"] == "done")
+    assert done["step"] == 40
