@@ -81,7 +81,7 @@ def checked(title: str, files: Sequence[tuple[str, Path]], prompts: Any, weights
     if not isinstance(prompts, list) or not all(isinstance(each, str) and len(each) <= 4000 for each in prompts):
         raise InputError("prompts: must be a list of texts.")
     kept = [each.strip() for each in prompts if each.strip()]
-    numbers = [each for each in weights if isinstance(each, (int, float))] if isinstance(weights, list) else []
+    numbers = weights if isinstance(weights, list) and all(type(each) in (int, float) for each in weights) else []
     if not kept or not numbers or not all(-4 <= each <= 4 for each in numbers):
         raise InputError("A grid needs at least one prompt, and strengths between -4 and 4.")
     if steps is not None and (type(steps) is not int or not 1 <= steps <= _MOST_STEPS):

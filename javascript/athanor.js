@@ -57,6 +57,9 @@
 
   athanor.count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
+  /** A path as it is pasted: Windows copies one with quotes around it. */
+  athanor.path = (text) => text.trim().replace(/^(["'])(.*)\1$/, "$2");
+
   athanor.newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("");
 
   // ---- our routes

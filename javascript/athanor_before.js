@@ -65,13 +65,30 @@
   athanor.beforeForget = function () {
     form.found = null;
     if (!side) return;
+    for (const field of form.parts.panel.querySelectorAll(".athanor-wrong")) field.classList.remove("athanor-wrong");
     athanor.fill(side.found, h("p", { class: "athanor-quiet" }, t("Before the first step, pictures and model are looked at, and what would spoil the result is told here.")));
     if (form.known) athanor.beforeFacts();
   };
 
   athanor.refused = function (error) {
-    if (side) athanor.fill(side.found, athanor.problems(error.problems || [String(error)]));
+    if (side) athanor.fill(side.found, athanor.problems((error.problems || [String(error)]).map(titled)));
   };
+
+  /** A sentence about an option begins with the option's name: on the form its field's title stands there, and the field
+   * is marked (those under Expert are opened to) until an answer is changed. */
+  function titled(sentence) {
+    const said = athanor.said(sentence), name = /^[a-z_]+(?=[:：])/.exec(said);
+    const field = name && fieldOf(name[0]);
+    if (!field) return said;
+    field.classList.add("athanor-wrong");
+    for (let place = field.parentElement; place !== form.parts.panel; place = place.parentElement) if (place.tagName === "DETAILS") place.open = true;
+    return field.querySelector("label").textContent + said.slice(name[0].length);
+  }
+
+  function fieldOf(name) {
+    const own = form.parts[name] instanceof Element && form.parts[name].closest(".athanor-field");
+    return own || [...form.parts.expert.querySelectorAll(".athanor-field")].find((each) => each.dataset.words.startsWith(`${name} `));
+  }
 
   /** Asks the trainers what they think of the job; true where nothing holds it back. */
   async function look() {

@@ -79,7 +79,7 @@
   // ---- opening
 
   async function open(folder, quietly) {
-    const wanted = (folder || parts.folder.value).trim();
+    const wanted = athanor.path(folder || parts.folder.value);
     if (!wanted) return;
     parts.folder.value = wanted;
     await athanor.busy(parts.open, async () => {

@@ -22,6 +22,9 @@
     });
   };
 
+  /** A number, null for nothing; what is no number stays a text, for the server to refuse. */
+  const number = (text) => (text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text);
+
   const close = () => { entry = grid = null; athanor.fill(place); };
 
   // ---- what it shall show
@@ -33,7 +36,7 @@
     const files = about.files.map((file) => h("input", { type: "checkbox", value: file, checked: true }));
     const count = h("p", { class: "athanor-quiet", "aria-live": "polite" });
     const wish = () => ({ prompts: prompts.value.split("\n").map((each) => each.trim()).filter(Boolean),
-      weights: weights.value.split(/[,;\s]+/).filter(Boolean).map(Number), steps: steps.value === "" ? null : Number(steps.value), files: files.filter((each) => each.checked).map((each) => each.value) });
+      weights: weights.value.split(/[,;\s]+/).filter(Boolean).map(number), steps: number(steps.value.trim()), files: files.filter((each) => each.checked).map((each) => each.value) });
     const tell = () => {
       const { prompts: lines, weights: numbers, files: chosen } = wish();
       count.textContent = t("{0} pictures, with fixed seeds", lines.length * (1 + numbers.length * chosen.length));

@@ -39,7 +39,7 @@
   function build(panel) {
     h = athanor.h;
     parts = form.parts = { panel };
-    parts.base = h("select", { onchange: () => { describeBase(); compose(); } });
+    parts.base = h("select", { onchange: () => { parts.base.dataset.own = "1"; describeBase(); compose(); } });
     parts.facts = h("p", { class: "athanor-facts-line" });
     parts.data = h("input", { type: "text", placeholder: t("Full path of a folder"), list: "athanor-folders", onchange: lookAtPictures });
     parts.folders = h("datalist", { id: "athanor-folders" });
@@ -57,6 +57,7 @@
     athanor.fill(panel, h("div", { class: "athanor-columns athanor-training" },
       h("div", { class: "athanor-form" }, questions()), athanor.beforePanel(form)), expert());
     load().catch((error) => athanor.refused(error));
+    new IntersectionObserver((seen) => { if (seen.some((each) => each.isIntersecting)) lookForBases(); }).observe(panel);
   }
 
   function questions() {
@@ -114,8 +115,8 @@
 
   async function load() {
     const [bases, recipes, me] = await Promise.all([athanor.api("bases"), athanor.api("recipes"), athanor.api("me")]);
-    Object.assign(form, { bases: bases.bases, clipSkip: bases.clip_skip, canDraw: bases.can_draw, known: recipes, own: recipes.own, memory: recipes.memory.own });
-    athanor.fill(parts.base, form.bases.map((base) => h("option", { value: base.path }, base.loaded ? t("{0} (loaded now)", base.title) : base.title)));
+    Object.assign(form, { known: recipes, own: recipes.own, memory: recipes.memory.own });
+    takeBases(bases);
     athanor.fill(parts.folders, me.roots.map((root) => h("option", { value: root })));
     drawChoices();
     const entries = Object.entries(recipes.methods), option = ([name, each]) => h("option", { value: name }, t(each.title));
@@ -127,6 +128,24 @@
     describeBase();
     if (me.problem) athanor.say(me.problem);
     await Promise.all([compose(), startingPoints()]);
+  }
+
+  function takeBases(said) {
+    const was = parts.base.value;
+    Object.assign(form, { bases: said.bases, clipSkip: said.clip_skip, canDraw: said.can_draw });
+    athanor.fill(parts.base, form.bases.map((base) => h("option", { value: base.path }, base.loaded ? t("{0} (loaded now)", base.title) : base.title)));
+    if (parts.base.dataset.own && form.bases.some((base) => base.path === was)) parts.base.value = was;
+    return parts.base.value !== was;
+  }
+
+  /** The WebUI may have loaded another model since, or found new ones: the form follows, unless a base was chosen on it. */
+  async function lookForBases() {
+    if (!form.bases) return;
+    const said = await athanor.api("bases").catch(() => null);
+    if (!said || JSON.stringify(said.bases) === JSON.stringify(form.bases)) return;
+    const another = takeBases(said);
+    describeBase();
+    if (another) await compose();
   }
 
   function drawChoices() {
@@ -174,6 +193,7 @@
   };
 
   function lookAtPictures() {
+    parts.data.value = athanor.path(parts.data.value);
     form.pending = countPictures();
     return form.pending;
   }
@@ -293,6 +313,7 @@
     for (const name of ASKED) if (values[name] && (name !== "base" || form.bases.some((base) => base.path === values.base))) parts[name].value = values[name];
     if (values.init_from === null) parts.init_from.value = "";
     if (values.name) parts.name.dataset.own = "1";
+    if (parts.base.value === values.base) parts.base.dataset.own = "1";
     form.changed = {};
     fitQuestions();
     describeBase();

@@ -155,7 +155,15 @@ def test_what_a_grid_cannot_be_is_said(workshop):
 
     workshop.draw = draw
     client = serve(workshop)
-    wrong = ({"prompts": []}, {"weights": ["x"]}, {"weights": [99]}, {"prompts": "x"}, {"prompts": ["x"] * 300})
+    wrong = (
+        {"prompts": []},
+        {"weights": ["x"]},
+        {"weights": [1, "x"]},
+        {"weights": [None, 1]},
+        {"weights": [99]},
+        {"prompts": "x"},
+        {"prompts": ["x"] * 300},
+    )
     for change in (*wrong, {"steps": 0}, {"steps": 2.5}, {"steps": True}):
         assert client.post(f"{V1}/library/grid", json={**wish, **change}).status_code == 422
     grid = client.post(f"{V1}/library/grid", json=wish).json()["id"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 from data_steps import Data
 from jobs_helpers import fake_environment, kill_all, until
-from page_steps import PROMPT, drop, open_tab, opened, train_from_the_form, wait_until_done
+from page_steps import PROMPT, drop, open_tab, opened, set_option, train_from_the_form, wait_until_done
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
@@ -122,10 +123,21 @@ def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_beside_the_button(page, tab):
-    tab.get_by_label("Pictures", exact=True).fill("/nowhere")
+def test_what_is_wrong_is_said_beside_the_button_and_marked(page, tab, workshop):
+    place = tab.get_by_label("Pictures", exact=True)
+    place.fill(' "/nowhere"')  # as Windows copies a path
     tab.get_by_role("button", name="Train", exact=True).click()
-    tab.get_by_role("complementary").get_by_text("is not in a folder that this page may use").wait_for()
+    side = tab.get_by_role("complementary")
+    side.get_by_text("Pictures: '/nowhere' is not in a folder that this page may use").wait_for()
+    assert place.input_value() == "/nowhere" and tab.locator(".athanor-wrong").count() == 1
+    tab.get_by_text("Expert: every option").press("Enter")
+    set_option(page, "rank", "many")
+    assert tab.locator(".athanor-wrong").count() == 0
+    tab.get_by_text("Expert: every option").press("Enter")
+    place.fill(str(make_pictures(workshop.pictures / "some", 2)))
+    tab.get_by_role("button", name="Train", exact=True).click()
+    side.get_by_text("rank: 'many' will not do; it takes a whole number from 1 to 1024.").wait_for()
+    assert tab.get_by_label("rank", exact=True).is_visible()
     page.errors.clear()  # the browser's own word for a refusal
 
 
@@ -229,6 +241,26 @@ def test_a_method_asks_what_means_something_to_it(page, tab, workshop):
     assert asked == {"textual_inversion": every - {"Trigger word"}, "aesthetic_gradient": set(),
                      "dreambooth": every - {"Start from"}, "lora": every}  # fmt: skip
     assert page.errors == []
+
+
+@pytest.mark.slow
+def test_the_form_follows_the_model_that_is_loaded_until_one_is_chosen(page, tab, workshop, monkeypatch):
+    (first,) = workshop.bases()
+    second = dataclasses.replace(first, path=first.path.with_name("second.safetensors"), title="second")
+    base, loaded = tab.get_by_label("Base model", exact=True), "el => el.options[el.selectedIndex].text"
+
+    def load(*bases):
+        monkeypatch.setattr(workshop, "bases", lambda: list(bases))
+        open_tab(page, "Text to picture")
+        with page.expect_response(lambda answer: answer.url.endswith("/bases")):
+            open_tab(page, "Athanor")
+
+    load(second, dataclasses.replace(first, loaded=False))
+    page.wait_for_function(f"({loaded})(document.querySelector('.athanor-field select')) === 'second (loaded now)'")
+    base.select_option(str(first.path))
+    load(dataclasses.replace(second, title="renamed"), dataclasses.replace(first, loaded=False))
+    tab.locator("option", has_text="renamed (loaded now)").wait_for(state="attached")
+    assert base.input_value() == str(first.path) and page.errors == []
 
 
 @pytest.mark.slow

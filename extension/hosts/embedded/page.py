@@ -18,6 +18,7 @@ from extension.ui.tab import build_tab
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
 .gradio-container > main { width: 100%; max-width: 100%; }
+.athanor-title { min-width: 140px !important; }
 .athanor-title h1 { margin: 0; font-size: 1.5rem; }
 .athanor-title p { margin: 0; opacity: .75; }
 .athanor-insert button { align-self: center; }
@@ -67,7 +68,12 @@ def _header(studio: Studio) -> tuple[Any, Any]:
         gr.Markdown("# Athanor\nDraw with what you trained.", elem_classes="athanor-title")
         titles = [path.name if path != studio.model.path else studio.model.title for path in studio.bases()]
         base = gr.Dropdown(
-            titles, value=studio.model.title, label="Base model", info=f"The models in {studio.places.models}", scale=2
+            titles,
+            value=studio.model.title,
+            label="Base model",
+            info=f"The models in {studio.places.models}",
+            scale=2,
+            min_width=260,
         )
     return base, gr.HTML()
 
