@@ -42,7 +42,7 @@
     const h = athanor.h;
     if (option.kind === "bool" && !option.optional) return h("input", { type: "checkbox", checked: Boolean(value) });
     if (option.kind === "choice" || option.kind === "bool") return chooser(option, value);
-    if (option.kind === "list") return h("textarea", { rows: 2, value: shown(option, value), placeholder: t(PLACEHOLDERS[option.name] || "one on each line") });
+    if (option.kind === "list") return h("textarea", { rows: 3, value: shown(option, value), placeholder: t(PLACEHOLDERS[option.name] || "one on each line") });
     const range = option.minimum !== null && option.maximum !== null ? t("{0} to {1}", option.minimum, option.maximum) : "";
     return h("input", { type: "text", inputmode: ["int", "float"].includes(option.kind) ? "decimal" : false,
       value: shown(option, value), placeholder: option.optional ? t("not set") : range });
