@@ -92,7 +92,8 @@
     const captioned = seen.pictures.filter((card) => card.caption).length;
     const address = (file) => athanor.url(`data/thumbnail?${new URLSearchParams({ folder: seen.folder, file })}`);
     return athanor.fill(place, h("div", { class: "athanor-strip" }, shown.map((card) => h("img", { src: address(card.file), alt: card.caption || card.file, title: card.caption || card.file, loading: "lazy" })),
-      form.pictures > shown.length ? h("span", {}, `+${form.pictures - shown.length}`) : ""),
+      form.pictures > shown.length ? h("span", {}, `+${form.pictures - shown.length}`) : "",
+      h("button", { type: "button", class: "athanor-link", onclick: () => athanor.openFolder(seen.folder) }, t("Show all of them, with their captions"))),
     captioned || !form.asks("captions") ? "" : offer(form, changed));
   };
 
