@@ -108,8 +108,9 @@
 
   function offer(form, changed) {
     const h = athanor.h, purpose = form.known.purposes[form.purpose], { seen } = form;
-    // Without a word yet it stays out: it is put in front of captions that lack it.
-    const words = () => purpose.caption.replace("{trigger}", () => form.word()).replace("{class}", purpose.class).replace(/^[\s,]+|\s+(?=\s)/g, "");
+    // A word that nobody gave yet stays out: it is put in front of captions that lack it.
+    const given = () => (form.asks("trigger") || form.parts.name.dataset.own ? form.word() : "");
+    const words = () => purpose.caption.replace("{trigger}", given).replace("{class}", purpose.class).replace(/^[\s,]+|\s+(?=\s)/g, "");
     const text = h("input", { type: "text", value: words(), autocomplete: "off", oninput: () => { form.offered = null; } });
     form.offered = () => { text.value = words(); };
     const button = h("button", { type: "button", onclick: () => athanor.busy(button, async () => {

@@ -342,5 +342,10 @@
     athanor.show("train");
     return lookAtPictures();
   };
+  /** The side that pictures are brought to, for Data to show; 0 where the form does not say one. */
+  athanor.trainResolution = function () {
+    const side = Number("resolution" in form.changed ? form.changed.resolution : form.recipe.resolution);
+    return Number.isInteger(side) && side >= 64 && side <= 4096 ? side : 0;
+  };
   athanor.screens.train = { build };
 })();

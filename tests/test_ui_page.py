@@ -268,8 +268,11 @@ def test_captions_are_changed_together_taken_back_and_handed_to_the_form(page, t
     folder = make_pictures(workshop.pictures / "toys 玩具", 4)
     for number in range(4):
         (folder / f"picture {number}.txt").unlink()
+    tab.get_by_text("Expert: every option").press("Enter")
+    set_option(page, "resolution", "128")
     data = Data(page).open()
     data.show(folder)
+    assert data.screen.get_by_label("Resolution that pictures are cut for").input_value() == "128"
     offer = data.screen.locator(".athanor-offer")
     offer.get_by_label("Trigger word").fill("sks")
     offer.get_by_label("Kind of thing").fill("robot")
