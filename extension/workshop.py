@@ -38,7 +38,7 @@ class Workshop:
         results: the folder in which the host looks for what a method makes; None where it finds it in the runs.
         changed: told the method after a file was put there, so that the host's lists and caches know it.
         notes: sentences that the tab shows at its top.
-        clip_skip: what the host draws with, taken over into new jobs; None leaves it to the family.
+        clip_skip: what the host draws with SD1, taken over into jobs on such a base; None leaves it to the family.
         tokenizer: how the host's text encoder splits a text; None where that is not known now.
         draw: draws an `extension.grids.Drawing` with the host's loaded model; None where the host draws nothing.
         device: what `device: auto` trains on ("cuda:1"), and the bytes of its memory (None for the processor).
@@ -160,10 +160,11 @@ class Workshop:
     def completed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A checked job, with what the host knows where the person said nothing."""
         done = self.checked(values)
-        skip = self.clip_skip()
-        done["run"] = {} if skip is None else {"host_clip_skip": skip}
         known = {option.name for option in fields_for(str(done.get("method", "lora")))}
         base = next((base for base in self.bases() if str(base.path) == str(done.get("base"))), None)
+        # The host's setting is for SD1: other families have a layer of their own, and it may not go with them.
+        skip = self.clip_skip() if base and base.family == "sd1" else None
+        done["run"] = {} if skip is None else {"host_clip_skip": skip}
         toy = bool(base and is_toy(base))
         if "sample_prompts" in known and not done.get("sample_prompts"):
             done["sample_prompts"] = default_samples(done, toy)

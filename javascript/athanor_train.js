@@ -172,7 +172,7 @@
     if (!form.asks("base")) return athanor.fill(parts.facts, t("This method leaves the model alone: a CLIP model of its kind looks at the pictures (clip_model under Expert)."));
     const chip = (text, help) => h("span", { class: "athanor-fact" }, text, help ? athanor.help(help) : "");
     const predicts = { epsilon: t("predicts noise"), v: t("predicts velocity (v)") }[base.prediction] || t("prediction found before training");
-    const skip = form.clipSkip ? t("clip skip {0} (the WebUI's)", form.clipSkip) : t("clip skip of its family");
+    const skip = form.clipSkip && base.family === "sd1" ? t("clip skip {0} (the WebUI's)", form.clipSkip) : t("clip skip of its family");
     athanor.fill(parts.facts, chip(FAMILIES[base.family] || t("family found before training")),
       chip(predicts, t("Models are made to guess either the noise in a picture or its velocity; training has to know which.")),
       chip(base.vae ? t("autoencoder: {0}", base.vae) : t("its own autoencoder"), t("The part that turns pictures into the model's own small form and back (VAE).")),

@@ -300,6 +300,14 @@ def test_options_recipes_and_bases(client, workshop):
     assert client.get(f"{V1}/me").json()["local"]
 
 
+def test_the_hosts_clip_skip_is_for_sd1_alone(workshop, job):
+    workshop.clip_skip = lambda: 1
+    for family, skip, run in (("sd1", 1, {"host_clip_skip": 1}), ("sd2", None, {}), ("sdxl", None, {})):
+        workshop.bases = lambda family=family: [Base(Path(job["base"]), "x", family)]
+        done = workshop.completed(job)
+        assert (done.get("clip_skip"), done["run"]) == (skip, run), family
+
+
 def test_a_word_is_drawn_with_the_loaded_model(client, workshop):
     assert client.post(f"{V1}/bases/draw", json={"prompt": "ball"}).status_code == 422  # nothing draws here
     asked = []

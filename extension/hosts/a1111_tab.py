@@ -79,8 +79,7 @@ def _workshop(host: Host, changed: Callable[[str], None], draw: Callable[[Any], 
         return [Path(info.filename) for info in sd_models.checkpoints_list.values()]
 
     def clip_skip() -> int | None:
-        model = host.model()
-        return shared.opts.CLIP_stop_at_last_layers if model and model.family == "sd1" else None
+        return shared.opts.CLIP_stop_at_last_layers
 
     def notes() -> list[str]:
         return second_copies(Path(paths_internal.extensions_dir), shared.opts.disabled_extensions)

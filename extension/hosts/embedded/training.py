@@ -31,7 +31,10 @@ def add_training(app: FastAPI, studio: Studio) -> Workshop:
     }
     host = EmbeddedHost(studio)
     studio.library.live = live_files_of(host)
-    workshop = workshop_for(host, studio.bases, folders.get, lambda method: studio.rescan(), folders=lambda: shipped)
+    workshop = workshop_for(
+        host, studio.bases, folders.get, lambda method: studio.rescan(),
+        lambda: studio.option("CLIP_stop_at_last_layers", 1), lambda: shipped,
+    )  # fmt: skip
     workshop.draw = partial(_draw, studio)
     workshop.jobs.borrow_from(EmbeddedLender(studio, workshop.jobs.environment))
     studio.turn = workshop.jobs.turns.drawing
