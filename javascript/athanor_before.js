@@ -82,7 +82,8 @@
     if (!field) return said;
     field.classList.add("athanor-wrong");
     for (let place = field.parentElement; place !== form.parts.panel; place = place.parentElement) if (place.tagName === "DETAILS") place.open = true;
-    return field.querySelector("label").textContent + said.slice(name[0].length);
+    const title = field.querySelector("label").textContent;
+    return title.slice(0, 1).toUpperCase() + title.slice(1) + said.slice(name[0].length);
   }
 
   function fieldOf(name) {

@@ -107,6 +107,7 @@
   const updateName = (element, name) => { if (element.textContent !== name) athanor.fill(element, athanor.asIs(name)); };
 
   function drawList(runs) {
+    parts.detail.hidden = !runs.length;
     if (!runs.length) {
       athanor.fill(parts.list, h("p", { class: "athanor-quiet" }, t("Nothing was trained here yet. Start under Train.")));
       return;

@@ -136,7 +136,7 @@ def test_what_is_wrong_is_said_beside_the_button_and_marked(page, tab, workshop)
     tab.get_by_text("Expert: every option").press("Enter")
     place.fill(str(make_pictures(workshop.pictures / "some", 2)))
     tab.get_by_role("button", name="Train", exact=True).click()
-    side.get_by_text("rank: 'many' will not do; it takes a whole number from 1 to 1024.").wait_for()
+    side.get_by_text("Rank: 'many' will not do; it takes a whole number from 1 to 1024.").wait_for()
     assert tab.get_by_label("rank", exact=True).is_visible()
     page.errors.clear()  # the browser's own word for a refusal
 
