@@ -211,8 +211,9 @@ def _is_replaced(name: str, schema: Any) -> bool:
 
 def install() -> None:
     """Replaces torch's operators for CUDA, in this process."""
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    for kind in ("enable_flash_sdp", "enable_mem_efficient_sdp"):  # kernels of CUDA's own, which WebUIs turn on
+        getattr(torch.backends.cuda, kind)(False)
+        setattr(torch.backends.cuda, kind, lambda _enabled: None)
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
     said, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
