@@ -135,7 +135,7 @@ def load_base(
     family: str | None = None,
     prediction: str | None = None,
     vae: Path | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     vae_dtype: torch.dtype | None = None,
     parts: Iterable[str] = PARTS,
@@ -148,7 +148,7 @@ def load_base(
         family: "sd1", "sd2", "sdxl"; None or "auto" detects.
         prediction: "epsilon" or "v"; None or "auto" detects.
         vae: a separate autoencoder to use instead of the model's own.
-        dtype: number format of the weights (`vae_dtype` for the autoencoder, the same where None).
+        dtype: number format of the weights, None for the file's (`vae_dtype` for the autoencoder, the same where None).
         parts: which of "unet", "text", "vae" to load.
         info: what `inspect_base` already found for this path.
 

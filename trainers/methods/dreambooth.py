@@ -99,16 +99,22 @@ class FullWeights:
             module = base.component(component)
             for name, parameter in module.named_parameters() if module is not None else ():
                 if is_trained(base.family, component, name, job):
-                    # A copy of our own: the loaded one may be the file's memory mapping, which is never written.
-                    parameter.data = parameter.data.to(DTYPES[job.weights_dtype], copy=True)
-                    parameter.rounds_by_itself = job.weights_dtype == "bf16"
-                    parameter.requires_grad_(True)
                     self.live[f"{component}.{name}"] = parameter
         if not self.live:
             raise InputError("blocks: with these blocks and layers nothing would be trained; choose others.")
         self.trains_unet = any(name.startswith("unet.") for name in self.live)
         self.trains_text = any(not name.startswith("unet.") for name in self.live)
         self.started = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Lets them learn from what the file says: the base in memory may have been rounded for computing with it."""
+        for name, stored in self._trained_in(self.base.info, None).items():
+            parameter = self.live[name]
+            # A copy of our own: the loaded one may be the file's memory mapping, which is never written.
+            parameter.data = stored.to(parameter.device, DTYPES[self.job.weights_dtype], copy=True)
+            parameter.rounds_by_itself = self.job.weights_dtype == "bf16"
+            parameter.requires_grad_(True)
 
     def param_groups(self) -> list[dict[str, Any]]:
         parts = {"unet": self.job.learning_rate, "text": self.job.text_encoder_lr}
@@ -127,11 +133,12 @@ class FullWeights:
         self.started = True
 
     def originals(self) -> dict[str, torch.Tensor]:
-        """The trained parameters as they are in the base's file, on the CPU."""
-        return self._trained_in(self.base.info)
+        """The trained parameters as they began: those of the base's file in the number format that they learn in. On
+        the CPU."""
+        return self._trained_in(self.base.info, DTYPES[self.job.weights_dtype])
 
-    def _trained_in(self, info: BaseInfo, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-        """The parameters that learn here, as another file of such a model has them, on the CPU."""
+    def _trained_in(self, info: BaseInfo, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        """The parameters that learn here, as another file of such a model has them, on the CPU. None: as they lie."""
         parts = (["unet"] if self.trains_unet else []) + (["text"] if self.trains_text else [])
         base = load_base(info.path, info=info, prediction=self.base.prediction, parts=parts, dtype=dtype)
         found = {}
@@ -145,7 +152,7 @@ class FullWeights:
     @contextmanager
     def without(self) -> Iterator[None]:
         """The base as it is in its file, in the number format that it learns in."""
-        originals = self._trained_in(self.base.info, DTYPES[self.job.weights_dtype])
+        originals = self.originals()
         with replaced(list(self.live.values()), [originals[name] for name in self.live]):
             yield
 
@@ -154,35 +161,29 @@ class FullWeights:
 
     # --- the result
 
-    def _whole(self) -> SimpleNamespace:
-        """The model with every part, those not in memory from the base's file."""
-        missing = ["vae"] if self.base.vae is None else []
-        missing += ["text"] if not self.base.text_encoders else []
-        rest = load_base(
-            self.base.info.path, info=self.base.info, prediction=self.base.prediction, vae=self.job.vae, parts=missing
-        )
-        return SimpleNamespace(
-            family=self.family,
-            prediction=self.base.prediction,
-            unet=self.base.unet,
-            text_encoders=self.base.text_encoders or rest.text_encoders,
-            vae=self.base.vae or rest.vae,
-        )
+    def _whole(self, dtype: torch.dtype) -> Base:
+        """The model with every part, on the CPU: what learned in `dtype`, all else as the base's file has it."""
+        info = self.base.info
+        whole = load_base(info.path, info=info, prediction=self.base.prediction, vae=self.job.vae, dtype=None)
+        for component in components_of(self.family):
+            for name, parameter in whole.component(component).named_parameters():
+                if f"{component}.{name}" in self.live:
+                    parameter.data = self.live[f"{component}.{name}"].detach().to("cpu", dtype)
+        return whole
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         dtype = DTYPES[self.job.save_dtype]
         if self.job.output == "diffusers":
             part = path.with_name(path.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
-            export.save_diffusers(self._whole(), part, dtype)
+            export.save_diffusers(self._whole(dtype), part, dtype)
             shutil.rmtree(path, ignore_errors=True)
             replace(part, path)
             return
         if self.job.output == "checkpoint":
-            state = export.single_file_state(self._whole())
-            # One by one off the device, which has no room for the model twice.
+            state = export.single_file_state(self._whole(dtype))
             tensors = {
-                name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+                name: tensor.detach().to(dtype if tensor.is_floating_point() else None).contiguous()
                 for name, tensor in state.items()
             }
         else:
@@ -192,7 +193,7 @@ class FullWeights:
     def _differences(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the model differs in from its base, under kohya's names."""
         originals = self.originals()
-        found = {key: self.live[name].detach().float().cpu() - originals[name] for key, name in self._layers()}
+        found = {key: self.live[name].detach().float().cpu() - originals[name].float() for key, name in self._layers()}
         if self.job.output == "lora":
             return adapters.to_kohya({name: self._entry(delta) for (name, _), delta in found.items()}, dtype)
         return {f"{name}.{key}": delta.to(dtype) for (name, key), delta in found.items()}
@@ -223,11 +224,11 @@ class FullWeights:
     def wear(self, path: Path) -> None:
         """Takes the weights that a file of this run stands for: a model's own, or the base's with its difference."""
         if self.job.output in ("checkpoint", "diffusers"):
-            found = self._trained_in(inspect_base(path, family=self.family.name))
+            found = self._trained_in(inspect_base(path, family=self.family.name), None)
         else:
             found = self.originals()
             for name, delta in self._deltas(path):
-                found[name] += delta
+                found[name] = found[name].float() + delta
         with torch.no_grad():
             for name, parameter in self.live.items():
                 parameter.copy_(found[name])
