@@ -59,7 +59,9 @@
       if (state.chosen) await refreshRun();
       return state.busy;
     } catch (error) {
-      athanor.fill(parts.said, athanor.problems(error.problems || [String(error)]));
+      const problems = error.problems || [String(error)];
+      if (state.run) said(parts.said, JSON.stringify(problems), () => athanor.problems(problems)); // until the next answer
+      else athanor.fill(parts.list, athanor.problems(problems));
       return false;
     }
   }

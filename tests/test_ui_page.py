@@ -333,3 +333,19 @@ def test_files_are_renamed_and_thrown_away_in_the_library(page, tab, workshop):
     page.get_by_role("dialog").get_by_role("button", name="Delete").press("Enter")
     card.wait_for(state="detached")
     assert not list(folder.glob("*name*")) and page.errors == []
+
+
+@pytest.mark.slow
+def test_a_webui_that_was_away_for_a_while_is_not_said_to_be_gone(page, tab, workshop):
+    folder = str(make_pictures(workshop.pictures / "away", 2))
+    workshop.jobs.submit({"method": "lora", "name": "away", "base": folder, "data": folder, "steps": 2}, "away")
+    until(lambda: workshop.jobs.one("away").state == "done")
+    tab.get_by_role("tab", name="Runs").click()
+    tab.locator(".athanor-detail .athanor-status").get_by_text("done").wait_for()
+    gone = tab.locator(".athanor-detail").get_by_text("The WebUI does not answer.")
+    page.context.set_offline(True)
+    gone.wait_for()
+    page.context.set_offline(False)
+    gone.wait_for(state="detached")
+    assert all("Failed to load resource" in error or "ERR_" in error for error in page.errors)
+    page.errors.clear()
