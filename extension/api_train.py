@@ -70,7 +70,8 @@ def _add_recipes(router: APIRouter, workshop: Workshop) -> None:
                         for name, each in composing.methods().items()},
             "memory": {"classes": composing.memory_classes(), "own": composing.memory_class(size), "bytes": size},
             "device": device.partition(":")[0],
-            "presets": [{"name": name, "about": composing.about_preset(name)} for name in preset_names()],
+            "presets": [{"name": name, "about": composing.about_preset(name),
+                         "method": composing.method_of_preset(name)} for name in preset_names()],
             "own": workshop.presets.names(),
         }  # fmt: skip
 

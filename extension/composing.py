@@ -153,14 +153,14 @@ def preset_for(wish: Wish) -> str:
     if wish.preset:
         return wish.preset
     if is_toy(wish.base) and wish.method not in ONE_PASS:
-        return next((name for name in ("demo", *_named("demo/")) if _method_of(name) == wish.method), "")
+        return next((name for name in ("demo", *_named("demo/")) if method_of_preset(name) == wish.method), "")
     for family in _families(wish.base):
         plain = f"{family}-{wish.purpose}"
         for name in (plain, f"{plain}-{wish.method}", *_named(f"{plain}-")):
-            if name in preset_names() and _method_of(name) == wish.method:
+            if name in preset_names() and method_of_preset(name) == wish.method:
                 return name
     others = [name for name in preset_names() if not name.startswith(("sd1-", "sd2-", "sdxl-", "demo"))]
-    return next((name for name in others if _method_of(name) == wish.method), "")
+    return next((name for name in others if method_of_preset(name) == wish.method), "")
 
 
 def _families(base: Base) -> tuple[str, ...]:
@@ -179,7 +179,8 @@ def _preset(name: str) -> Mapping[str, Any]:
     return load_preset(name)
 
 
-def _method_of(preset: str) -> str:
+def method_of_preset(preset: str) -> str:
+    """The method that a shipped recipe is for."""
     return str(_preset(preset).get("method", "lora"))
 
 
@@ -187,7 +188,7 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
     """A complete recipe, or the method's own values with what the purpose's recipe says of pictures and captions."""
     preset = preset_for(wish)
     known = {option.name: option for option in fields_for(wish.method)}
-    if preset and _method_of(preset) == wish.method:
+    if preset and method_of_preset(preset) == wish.method:
         values = dict(_preset(preset))
     else:
         raw = _preset(preset or f"{_families(wish.base)[-1]}-{wish.purpose}")
@@ -201,7 +202,7 @@ def _how_it_learns(wish: Wish) -> tuple[str, dict[str, Any]]:
 def _own_recipe(wish: Wish, known: Mapping[str, Any]) -> dict[str, Any]:
     """How a method learns where no recipe of it is for the purpose: as its recipe for another one, else its table's."""
     for family in _families(wish.base):
-        other = next((name for name in _named(f"{family}-") if _method_of(name) == wish.method), None)
+        other = next((name for name in _named(f"{family}-") if method_of_preset(name) == wish.method), None)
         if other is not None:
             return {
                 name: value

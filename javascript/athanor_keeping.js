@@ -32,7 +32,8 @@
     const chosen = form.parts.preset.value, own = chosen.startsWith(OWN);
     form.parts.forgetPreset.disabled = !own;
     form.preset = own ? "" : chosen;
-    if (!own) return act.compose();
+    const shipped = form.known.presets.find((preset) => preset.name === chosen);
+    if (!own) return shipped && shipped.method !== form.method ? act.chooseMethod(shipped.method, chosen) : act.compose();
     try {
       const made = await athanor.api(`presets/own?${new URLSearchParams({ name: chosen.slice(OWN.length) })}`);
       await act.take(made.values, made.answers);

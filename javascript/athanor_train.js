@@ -152,7 +152,7 @@
     const { purposes, paces } = form.known;
     athanor.fill(parts.purposes, choices("purpose", t("What do you want to teach?"),
       Object.entries(purposes).map(([value, each]) => ({ value, title: t(each.title), hint: t(each.hint), icon: ICONS[value] })),
-      form.purpose, (value) => { form.purpose = value; form.preset = ""; compose(); drawSeen(); }));
+      form.purpose, (value) => { form.purpose = value; form.preset = parts.preset.value = ""; compose(); drawSeen(); }));
     athanor.fill(parts.paces, choices("pace", t("How long may it take?"),
       Object.entries(paces).map(([value, each]) => ({ value, title: t(each.title), hint: t(each.hint) })),
       form.pace, (value) => { form.pace = value; compose(); }));
@@ -217,10 +217,11 @@
 
   // ---- the recipe
 
-  async function chooseMethod(method) {
+  /** Another method, with a shipped recipe of it or as the purpose says. */
+  async function chooseMethod(method, preset = "") {
     form.method = parts.methods.value = method;
     form.changed = {};
-    form.preset = "";
+    form.preset = parts.preset.value = preset;
     fitQuestions();
     describeBase();
     drawSeen();
@@ -290,7 +291,7 @@
     parts.search = h("input", { type: "search", placeholder: t("Find an option, for example: learning"), oninput: filter });
     parts.changedOnly = h("input", { type: "checkbox", onchange: filter });
     return h("details", { class: "athanor-expert" }, h("summary", {}, t("Expert: every option")), parts.recipe,
-      athanor.presetRow(form, { take, compose: () => compose() }), h("div", { class: "athanor-row athanor-find" },
+      athanor.presetRow(form, { take, compose: () => compose(), chooseMethod }), h("div", { class: "athanor-row athanor-find" },
         labelled(t("Search"), "", parts.search), h("label", { class: "athanor-check" }, parts.changedOnly, " ", t("only what I changed"))), parts.expert);
   }
 
@@ -305,7 +306,7 @@
   async function take(values, answers) {
     for (const name of ["purpose", "pace", "memory"]) if (answers && answers[name]) form[name] = answers[name];
     form.method = values.method || "lora";
-    form.preset = "";
+    form.preset = parts.preset.value = "";
     form.overridden.clear();
     drawChoices();
     parts.memory.value = form.memory || "";

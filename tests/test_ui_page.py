@@ -213,6 +213,14 @@ def test_a_method_is_chosen_from_the_table_and_words_are_shown_as_tokens(page, t
     row.get_by_text("Advised").wait_for()
     row.get_by_role("button", name="Use").press("Enter")
     assert tab.get_by_label("Method", exact=True).input_value() == "textual_inversion"
+    tab.get_by_text("Expert: every option").press("Enter")
+    recipe = tab.get_by_label("Recipe", exact=True)
+    recipe.select_option("sd1-object-pivotal")  # a recipe brings its method
+    tab.get_by_text("Recipe: sd1-object-pivotal.").wait_for()
+    assert tab.get_by_label("Method", exact=True).input_value() == "pivotal"
+    tab.get_by_label("Method", exact=True).select_option("lora")  # and is not followed under another
+    assert recipe.input_value() == ""
+    tab.get_by_text("Recipe: demo.").wait_for()
     assert page.errors == []
 
 
