@@ -49,7 +49,7 @@ def as_command(values: Mapping[str, Any], environment: Environment) -> str:
 
 def _word(kind: str, value: Any) -> str:
     if kind == "list":
-        return "|".join(value)
+        return "|".join(text.replace("|", "\\|") for text in value)
     if kind == "map":
         return ",".join(f"{name}={number:g}" for name, number in value.items())
     return "" if value is None else str(value)

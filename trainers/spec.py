@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,7 +191,8 @@ def _convert_choice(option: Field, raw: Any) -> str:
 
 def _convert_list(option: Field, raw: Any) -> list[str]:
     if isinstance(raw, str):
-        return [part.strip() for part in raw.split("|") if part.strip()]
+        parts = re.split(r"(?<!\\)\|", raw)  # "\|" is a stroke within a text, as in the prompt "[cat|dog]"
+        return [part.strip().replace("\\|", "|") for part in parts if part.strip()]
     if isinstance(raw, Iterable) and not isinstance(raw, Mapping):
         return [str(part) for part in raw]
     raise _reject(option, raw, "a list of texts (on the command line separated by |)")
