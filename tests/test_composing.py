@@ -199,7 +199,7 @@ def test_own_presets_keep_the_form_and_are_recipes_for_the_command_line(tmp_path
 @pytest.mark.skipif(os.name == "nt", reason="takes a command of a POSIX shell apart")
 def test_a_command_line_says_the_same_as_the_form():
     odd = {"trigger": 'it\'s a "zwx"', "sample_prompts": ["a [cat|dog], $HOME", "`id`; rm"], "block_lrs": {"mid": 0.5}}
-    values = {"name": "odd name", "base": "b.safetensors", "data": "/a b/数据", "steps": 5, "debiased": True, **odd}
+    values = {"name": "odd name", "base": "b.safetensors", "data": "/a b/数据", "steps": 5, "flip": True, **odd}
     words = shlex.split(job_files.as_command(values, SimpleNamespace(python="python")))
     start, options = words.index("lora"), words.index("--set")
     said = dict(zip((word[2:] for word in words[start + 1 : options : 2]), words[start + 2 : options : 2], strict=True))
