@@ -47,10 +47,11 @@ def _inside(workshop: Workshop, folder: str, file: str) -> tuple[Path, Path]:
 
 def _add_looking(router: APIRouter, workshop: Workshop, editor: Editor, closer: CloserLook) -> None:
     @router.get("/data")
-    def show(folder: str, resolution: int | None = Query(None, ge=64, le=4096)) -> dict[str, Any]:
-        """The pictures of a folder with captions and buckets, at `resolution` (by default the loaded base's)."""
+    def show(request: Request, folder: str, resolution: int | None = Query(None, ge=64, le=4096)) -> dict[str, Any]:
+        """The pictures of a folder with captions and buckets, at `resolution` (by default the loaded base's). A job's
+        `buckets`, `bucket_step`, `bucket_min`, `bucket_max` and `upscale` may be given too."""
         place = workshop.confined(folder, "folder")
-        found = look(place, resolution or workshop.usual_resolution(), workshop.allows)
+        found = look(place, resolution or workshop.usual_resolution(), workshop.allows, request.query_params)
         dropped = place == workshop.pictures.resolve() or workshop.pictures.resolve() in place.parents
         return {**found.as_dict(), "undo": editor.last(place), "ours": dropped}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ class OwnPresets:
         return sorted(path.stem for path in self.folder.glob("*.yaml")) if self.folder.is_dir() else []
 
     def save(self, name: str, values: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
-        """Keeps the options of a form under a name; one of the same name is replaced.
+        """Keeps the options of a form under a name; another one of the same name goes into the folder's trash.
 
         What belongs to one job (its name, trigger word, paths) is left out; problems of the rest are told.
         """
@@ -53,7 +54,10 @@ class OwnPresets:
                 kept[option] = value
         said = {name: answers[name] for name in ANSWERS if isinstance(answers.get(name), (str, int))}
         lines = yaml.safe_dump(kept, allow_unicode=True, sort_keys=True)
-        self._write(path, f"{_MARK}{json.dumps(said, ensure_ascii=True)}\n{lines}")
+        text = f"{_MARK}{json.dumps(said, ensure_ascii=True)}\n{lines}"
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+            shutil.copyfile(path, self._in_trash(path))
+        self._write(path, text)
 
     def load(self, name: str) -> dict[str, Any]:
         """`{"values": all options but those of one job, "answers": what was answered}`."""
@@ -71,9 +75,12 @@ class OwnPresets:
     def delete(self, name: str) -> None:
         """Moves it into the folder's trash."""
         path = self._existing(name)
+        os.replace(path, self._in_trash(path))
+
+    def _in_trash(self, path: Path) -> Path:
         trash = self.folder / ".trash"
         trash.mkdir(exist_ok=True)
-        os.replace(path, trash / f"{path.stem}-{uuid.uuid4().hex[:8]}.yaml")
+        return trash / f"{path.stem}-{uuid.uuid4().hex[:8]}.yaml"
 
     def _path(self, name: str) -> Path:
         problem = name_problem(name)

@@ -105,8 +105,9 @@
   /** Reads a folder anew; keeps selection and filters where it is the one that is shown. */
   async function read(folder) {
     const query = new URLSearchParams({ folder });
-    const resolution = state.resolution || (athanor.trainResolution ? athanor.trainResolution() : 0);
-    if (resolution) query.set("resolution", resolution);
+    const cutting = athanor.trainCutting ? athanor.trainCutting() : {};
+    if (state.resolution) cutting.resolution = state.resolution;
+    for (const [name, value] of Object.entries(cutting)) query.set(name, value);
     const view = await athanor.api(`data?${query}`);
     const same = state.view && state.view.folder === view.folder;
     view.pictures.forEach((picture) => { picture.kinds = new Set(picture.problems); });

@@ -46,6 +46,8 @@
 
   async function keep(form) {
     const name = form.parts.saveAs.value.trim(), { purpose, pace, memory } = form;
+    const taken = form.own.includes(name) && form.parts.preset.value !== OWN + name;
+    if (taken && !(await athanor.ask(t("“{0}” is there already", name), t("It can be replaced; the old one goes to the trash folder of your presets."), [["yes", t("Replace it"), true]]))) return;
     form.own = (await athanor.api("presets/own", { name, job: form.job(), answers: { purpose, pace, memory } })).own;
     athanor.drawPresets(form);
     form.parts.preset.value = OWN + name;

@@ -343,10 +343,16 @@
     athanor.show("train");
     return lookAtPictures();
   };
-  /** The side that pictures are brought to, for Data to show; 0 where the form does not say one. */
-  athanor.trainResolution = function () {
-    const side = Number("resolution" in form.changed ? form.changed.resolution : form.recipe.resolution);
-    return Number.isInteger(side) && side >= 64 && side <= 4096 ? side : 0;
+  /** The options that say how pictures are cut, as far as the form says them, for Data to show. */
+  athanor.trainCutting = function () {
+    const said = { ...form.recipe, ...form.changed }, cutting = {};
+    for (const name of ["resolution", "buckets", "bucket_step", "bucket_min", "bucket_max", "upscale"]) {
+      const option = form.schema.find((each) => each.name === name), value = said[name] ?? "";
+      if (!option || value === "") continue;
+      const number = Number(value), fits = Number.isInteger(number) && number >= option.minimum && number <= option.maximum;
+      if (option.kind === "bool" || fits) cutting[name] = value;  // what is wrong is told beside the field
+    }
+    return cutting;
   };
   athanor.screens.train = { build };
 })();

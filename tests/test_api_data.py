@@ -118,6 +118,10 @@ def test_a_folder_shows_captions_buckets_and_what_is_wrong(client, folder):
     problems = {file: card["problems"] for file, card in cards.items() if card["problems"]}
     assert problems == {"ball 3.png": ["caption"], "page.png": ["broken", "caption"], "small.jpg": ["small", "caption"]}
     assert show(client, folder, resolution=512)["pictures"][0]["problems"] == ["small"]
+    wide = {name: by_file(show(client, folder, resolution=256, **{name: value}))["ball 10.png"]["bucket"]
+            for name, value in (("buckets", "false"), ("bucket_min", "128"), ("bucket_max", "256"))}  # fmt: skip
+    assert wide["buckets"] == [256, 256] and wide["bucket_min"] == [512, 128] and wide["bucket_max"] == [256, 128]
+    assert "bucket_step" in str(show(client, folder, bucket_step="many"))
     (entry,) = client.get(f"{V1}/data/folders").json()["folders"]
     assert (entry["path"], entry["pictures"], entry["captions"]) == (str(folder.resolve()), 9, 6)
 
@@ -340,13 +344,22 @@ def test_a_picture_with_an_archive_behind_it_arrives_without_it(client):
     ("name", "kept"),
     [
         ("../../evil.png", "evil.png"), ("C:\\Users\\me\\a b.png", "a b.png"), ("图 一.png", "图 一.png"),
-        ("photo.jpg", "photo.png"), ("x.php.png", "x_php.png"), (".hidden.png", "hidden.png"), ("..", "picture.png"),
-        ("a" * 300 + ".png", "a" * 80 + ".png"),
+        ("photo.jpg", "photo.png"), ("x.php.png", "x_php.png"), (".hidden.png", "hidden.png"), 
+        ("..", "picture-5ec1f7.png"),
+        ("a" * 300 + ".png", "a" * 80 + "-9835fa.png"),
     ],
 )  # fmt: skip
 def test_names_are_made_harmless(client, workshop, name, kept):
     made = upload(client, name, encoded(drawing()), folder="../..").json()
     assert made["file"] == kept and Path(made["folder"]).parent == workshop.pictures.resolve()
+
+
+@pytest.mark.parametrize(("one", "other"), [("v1.5 a", "v1.5 b"), ("a" * 90, "a" * 90 + "b"), ("😀", "🎉")])
+def test_each_picture_keeps_its_own_caption(client, workshop, one, other):
+    for number, name in enumerate((one, other)):
+        upload(client, f"{name}.png", encoded(drawing(number)))
+        folder = upload(client, f"{name}.png.txt" if number else f"{name}.txt", name.encode()).json()["folder"]
+    assert sorted(card["caption"] for card in show(client, folder)["pictures"]) == sorted((one, other))
 
 
 def test_captions_come_along_and_nothing_is_overwritten(client, workshop):

@@ -192,8 +192,12 @@ def test_own_presets_keep_the_form_and_are_recipes_for_the_command_line(tmp_path
             own.save(name, {}, {})
     with pytest.raises(InputError, match="rank"):
         own.save("y", {"rank": -1}, {})
+    for rank in (16, 16):
+        own.save("my faces 脸", {"method": "lora", "rank": rank}, {})
+    (replaced,) = (tmp_path / "presets" / ".trash").iterdir()
+    assert "rank: 8" in replaced.read_text(encoding="utf-8")
     own.delete("my faces 脸")
-    assert own.names() == [] and list((tmp_path / "presets" / ".trash").iterdir())
+    assert own.names() == [] and len(list((tmp_path / "presets" / ".trash").iterdir())) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="takes a command of a POSIX shell apart")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from extension.pictures.captions import read_caption
@@ -18,6 +19,7 @@ from extension.pictures.files import CAPTIONS, is_picture, is_text, natural, ope
 from trainers.buckets import Geometry, geometry, place
 from trainers.errors import InputError
 from trainers.options import FIELDS
+from trainers.spec import convert
 
 MOST = 5000
 ENLARGED = 1.5
@@ -94,19 +96,37 @@ def _found(folder: Path, confined: Confined) -> tuple[list[Path], list[str]]:
     return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix())), sorted(links)
 
 
-def shape_for(resolution: int) -> Geometry:
-    """How pictures are cut at this resolution, with every other option at its default."""
-    return geometry({option.name: option.default for option in FIELDS} | {"resolution": resolution}, resolution)  # type: ignore[arg-type]
+CUTTING = tuple(option for option in FIELDS if option.name in ("buckets", "upscale") or option.name[:7] == "bucket_")
+"""The options that say how pictures are cut, beside the resolution."""
 
 
-def look(folder: Path, resolution: int = 512, confined: Confined = lambda path: True) -> FolderView:
-    """The pictures of a folder and of the folders below; only headers are read.
+def shape_for(resolution: int, cutting: Mapping[str, Any]) -> Geometry:
+    """How pictures are cut at this resolution, with every option that is not given at its default.
 
     Raises:
-        InputError: it is no folder.
+        InputError: an option's value is none; named.
+    """
+    given = {option.name: convert(option, cutting[option.name]) for option in CUTTING if option.name in cutting}
+    defaults = {option.name: option.default for option in FIELDS}
+    return geometry(defaults | given | {"resolution": resolution}, resolution)  # type: ignore[arg-type]
+
+
+def look(
+    folder: Path,
+    resolution: int = 512,
+    confined: Confined = lambda path: True,
+    cutting: Mapping[str, Any] = MappingProxyType({}),
+) -> FolderView:
+    """The pictures of a folder and of the folders below; only headers are read.
+
+    Args:
+        cutting: options of a job that say how pictures are cut, see `CUTTING`.
+
+    Raises:
+        InputError: it is no folder, or an option's value is none.
     """
     files, links = _found(folder, confined)
-    shape = shape_for(resolution)
+    shape = shape_for(resolution, cutting)
     cards = [_card(folder, file, shape, confined) for file in files[:MOST]]
     some_have = any(card.caption for card in cards)
     for card in cards:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import shutil
@@ -19,6 +20,8 @@ _ENDINGS = {
     "PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif",
     "AVIF": ".avif",
 }  # fmt: skip
+_PICTURES = (*_ENDINGS.values(), ".jpeg", ".tiff")
+_LONGEST_STEM = 80
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -49,11 +52,20 @@ def free_folder(place: Path, name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """The name without folders, ending and characters that a file name cannot hold; `a.b.png` keeps its dot as `_`."""
+    """The name without folders, ending and characters that a file name cannot hold; `a.b.png` keeps its dot as `_`.
+
+    A picture and its caption have the same, and names that cannot be kept whole stay apart by a few digits.
+    """
     base = re.split(r"[\\/]", name)[-1]
-    for ending in CAPTIONS:  # `a.png.txt` belongs to a.png
-        base = base.removesuffix(ending)
-    return re.sub(r"[^\w -]+", "_", Path(base).stem)[:80].strip(" ._") or "picture"
+    is_caption = base.lower().endswith(CAPTIONS)
+    whole = Path(base).stem
+    if is_caption and Path(whole).suffix.lower() in _PICTURES:  # `a.png.txt` belongs to a.png
+        whole = Path(whole).stem
+    kept = re.sub(r"[^\w -]+", "_", whole).strip(" ._")
+    if kept and len(kept) <= _LONGEST_STEM:
+        return kept
+    digits = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:6]
+    return f"{kept[:_LONGEST_STEM].strip(' ._') or 'picture'}-{digits}"
 
 
 def _picture(shown: str, data: bytes) -> tuple[bytes, str]:
