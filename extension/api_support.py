@@ -15,7 +15,8 @@ from extension.jobs.store import NoSuchRun
 from trainers.errors import InputError
 
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient")
-_OWN_NAMES = ("localhost", "127.0.0.1", "::1", "testserver")
+_OWN_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "testserver")
+"""0.0.0.0 is the address that a WebUI started with --listen prints; no other site can have it for a name."""
 
 
 def _sentences(status: int, *problems: str) -> JSONResponse:
@@ -48,9 +49,14 @@ class SentenceRoute(APIRoute):
 
 
 def same_origin(request: Request) -> None:
-    """Refuses a change that another site's page asks for in the name of whoever has ours open."""
+    """Refuses a change that another site's page asks for in the name of whoever has ours open.
+
+    A proxy may have put another Host there than the browser sent; browsers say by themselves whose page asks.
+    """
     origin = request.headers.get("origin")
     if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
+        return
+    if request.headers.get("sec-fetch-site") == "same-origin":
         return
     ours = {request.headers.get("host", ""), request.headers.get("x-forwarded-host", "")}
     if urlsplit(origin).netloc not in ours - {""}:

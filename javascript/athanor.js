@@ -132,7 +132,7 @@
 
   /** What the tab with the prompt is called: WebUIs, and languages, name it differently. */
   function tabOf(prompt) {
-    const panel = prompt.closest(".tabitem, [role=tabpanel]");
+    const panel = prompt.closest("#tab_txt2img"); // not a tab within it
     const own = panel && panel.id && document.querySelector(`[aria-controls="${CSS.escape(panel.id)}"]`);
     if (own) return own.textContent.trim();
     const panels = panel ? [...panel.parentElement.children].filter((each) => each.matches(".tabitem")) : []; // gradio 3

@@ -264,7 +264,7 @@
 
   /** A duration, called an estimate until steps like these were measured on this machine. */
   athanor.timeText = function (time) {
-    if (!time || !time.seconds) return form.method === "aesthetic_gradient" ? t("seconds") : t("time not known");
+    if (!time || !time.seconds) return !form.asks("pace") ? t("seconds") : t("time not known");
     const round = time.seconds < 90 ? 10 : 60; // an estimate in single seconds would be a lie
     return time.measured ? athanor.duration(time.seconds) : t("about {0} (estimate)", athanor.duration(Math.ceil(time.seconds / round) * round));
   };
@@ -312,7 +312,7 @@
     parts.memory.value = form.memory || "";
     await startingPoints().catch(() => {});
     for (const name of ASKED) if (values[name] && (name !== "base" || form.bases.some((base) => base.path === values.base))) parts[name].value = values[name];
-    if (values.init_from === null) parts.init_from.value = "";
+    for (const name of ["trigger", "init_from"]) if (form.asks(name) && name in values && !values[name]) parts[name].value = ""; // it had none
     if (values.name) parts.name.dataset.own = "1";
     if (parts.base.value === values.base) parts.base.dataset.own = "1";
     form.changed = {};

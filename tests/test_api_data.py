@@ -157,7 +157,7 @@ def test_thumbnails_are_drawn_anew_kept_and_renewed(client, folder, workshop):
 def test_sixteen_bits_of_grey_are_shown_as_they_are_trained_on(client, folder):
     grey = drawing(40).convert("L")
     grey.save(folder / "flat.png")
-    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "deep.png", transparency=65535)
     shown = [
         np.asarray(
             Image.open(
@@ -171,14 +171,18 @@ def test_sixteen_bits_of_grey_are_shown_as_they_are_trained_on(client, folder):
     assert {"kind": "alike", "of": "deep.png"} in closer(client, folder)["flat.png"]
 
 
-def test_what_is_dropped_without_a_name_goes_where_nothing_lies_yet(client):
-    def free() -> str:
-        return client.get(f"{V1}/data/free-folder", params={"name": "my pictures"}).json()["name"]
+def test_what_is_dropped_without_a_name_goes_where_nothing_lies_yet(client, workshop):
+    def free(name: str) -> str:
+        return client.get(f"{V1}/data/free-folder", params={"name": name}).json()["name"]
 
-    assert free() == "my-pictures"
-    for expected in ("my-pictures-2", "my-pictures-3"):
-        assert upload(client, "a.png", encoded(drawing()), folder=free()).status_code == 200
-        assert free() == expected
+    for name, made in (("my pictures", "my-pictures"), ("x" * 80, "x" * 60)):
+        assert free(name) == made
+        for number in (2, 3):
+            kept = upload(client, "a.png", encoded(drawing()), folder=free(name)).json()
+            assert len(list(Path(kept["folder"]).iterdir())) == 1
+            assert free(name) == f"{made[:50]}-{number}"
+    (workshop.pictures / "notes").write_text("a file, no folder")
+    assert free("notes") == "notes-2"
 
 
 # --- changing

@@ -259,15 +259,36 @@ def test_only_a_person_at_this_machine_adds_folders(client, tmp_path):
     for headers in ({"X-Forwarded-For": "1.2.3.4"}, {"Host": "rebound.example:7860"}):  # another's name for 127.0.0.1
         refused = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers=headers)
         assert refused.status_code == 403
-    answer = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers={"Host": "[::1]:7860"})
-    assert answer.status_code == 200
+    for host in ("[::1]:7860", "LocalHost", "0.0.0.0:7860"):  # the last is what a WebUI prints with --listen
+        answer = client.post(f"{V1}/data/folders", json={"path": str(tmp_path)}, headers={"Host": host})
+        assert answer.status_code == 200, host
 
 
 def test_other_sites_change_nothing(client, job):
     foreign = {"Origin": "https://example.org"}
     assert client.post(f"{V1}/jobs", json={"job": job}, headers=foreign).status_code == 403
+    for site in ("cross-site", "same-site", "none", ""):
+        answer = client.post(f"{V1}/jobs", json={"job": job}, headers={**foreign, "Sec-Fetch-Site": site})
+        assert answer.status_code == 403, site
     assert client.get(f"{V1}/jobs", headers=foreign).json() == {"jobs": []}
     assert client.post(f"{V1}/jobs", json={"job": job}, headers={"Origin": "http://testserver"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "192.168.1.7:7860", "Origin": "http://192.168.1.7:7860"},  # --listen
+        {"Host": "abc.gradio.live", "Origin": "https://abc.gradio.live"},  # --share
+        {"Host": "127.0.0.1:7860", "X-Forwarded-Host": "art.example", "Origin": "https://art.example"},
+        {
+            "Host": "127.0.0.1:7860",
+            "Sec-Fetch-Site": "same-origin",
+            "Origin": "https://art.example",
+        },  # plain proxy_pass
+    ],
+)
+def test_the_page_works_under_every_address_that_leads_to_it(client, job, headers):
+    assert client.post(f"{V1}/jobs", json={"job": job}, headers=headers).status_code == 200
 
 
 def test_the_hosts_authentication_applies_to_every_route(workshop):

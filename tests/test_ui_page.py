@@ -115,7 +115,9 @@ def test_from_the_form_to_the_finished_run_by_keyboard_and_labels(page, workshop
     assert page.locator(PROMPT).input_value() == "sks ball <lora:sks-ball:1>"
     # A word within a tag is no word, and another strength takes the place of the first.
     page.locator(PROMPT).fill("a dog <lora:sks ball:0.3> <lora:sks-ball:0.8:live=1>")
+    page.eval_on_selector(PROMPT, "el => el.parentElement.classList.add('tabitem')")  # a tab within, as WebUIs may have
     open_tab(page, "Athanor")
+    page.evaluate("document.getElementById('athanor-toast').replaceChildren()")  # what was said the first time
     page.locator("#athanor").get_by_role("button", name="Use in prompt").press("Enter")
     page.get_by_text("In the prompt of “Text to picture”: sks ball <lora:sks-ball:1>").wait_for()
     assert page.locator(PROMPT).input_value() == "a dog <lora:sks ball:0.3> <lora:sks-ball:1> sks ball"
@@ -198,6 +200,10 @@ def test_forms_are_kept_as_presets_and_as_files(page, tab, tmp_path, workshop):
     page.wait_for_function("document.querySelector('.athanor-changed')")
     assert tab.get_by_label("rank", exact=True).input_value() == "5"
     assert tab.get_by_label("Trigger word", exact=True).input_value() == "zwx"
+    file.write_text(file.read_text(encoding="utf-8").replace("trigger: zwx", "trigger: ''"), encoding="utf-8")
+    tab.get_by_label("Choose a job file or a verdict sheet").set_input_files(file)
+    page.wait_for_function("athanor.form.job().trigger === undefined || athanor.form.job().trigger === ''")
+    assert tab.get_by_label("Trigger word", exact=True).input_value() == ""
     assert page.errors == []
 
 

@@ -108,9 +108,10 @@ def _inspect(file: Path) -> _Known:
             opened.draft("RGB", (SIDE, SIDE))
             upright = ImageOps.exif_transpose(opened) or opened
             upright.load()
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            if is_deep(upright):
+                upright = eight_bit(upright)
+            elif upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
-            upright = eight_bit(upright) if is_deep(upright) else upright
             return _Known(sha256, look_at(upright.convert("RGB")))
     except InputError as error:
         return _Known(problem=error.problems[0].partition(": ")[2])

@@ -16,6 +16,8 @@ from trainers.errors import InputError
 LARGEST = 64 * 2**20
 MOST_FILES = 10_000
 _ROOM = 2**30
+_BEFORE_NUMBER = 50
+"""Characters of a folder's name that are kept before a number, which would be cut off with the end of a long name."""
 _ENDINGS = {
     "PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif",
     "AVIF": ".avif",
@@ -46,9 +48,13 @@ def keep(folder: Path, name: str, data: bytes) -> Path:
 
 
 def free_folder(place: Path, name: str) -> str:
-    """The first of `name`, `name-2`, … that is no folder with files in it."""
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(each for each in names if not (place / each).exists() or not any((place / each).iterdir()))
+    """The first of `name`, `name-2`, … that is neither a file nor a folder with files in it."""
+    names = itertools.chain([name], (f"{name[:_BEFORE_NUMBER]}-{number}" for number in itertools.count(2)))
+    return next(each for each in names if _is_free(place / each))
+
+
+def _is_free(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def stem_of(name: str) -> str:
