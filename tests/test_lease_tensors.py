@@ -138,9 +138,11 @@ def test_a_reader_is_counted_out_only_where_it_has_not_done_so(monkeypatch, tmp_
     counters[place] = readers
     shared.release()
     assert counters[place] == wanted
-    counters[place] = 7  # not what torch begins with
-    with pytest.raises(RuntimeError, match="counts the readers"):
-        Shared({"unet": ("ldm", {"weight": torch.ones(2)})})
+    for strange in (7, 0):  # not what torch begins with, wherever it counts: nothing may stay counted in
+        counters[place] = strange
+        with pytest.raises(RuntimeError, match="counts the readers"):
+            Shared({"unet": ("ldm", {"weight": torch.ones(2)})})
+        assert counters[place] == strange - 1
 
 
 def test_an_empty_storage_is_made_anew(tmp_path):

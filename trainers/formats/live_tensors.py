@@ -97,7 +97,7 @@ class Shared:
             if any(_readers(*counter) != 1 for counter in self._counters()):
                 raise RuntimeError("it counts the readers of shared memory in a way that is not known here")
         except Exception:
-            self.release()
+            self._let_go(self._counters())  # whatever they seem to say: nobody has come
             raise
 
     def _component(self, naming: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -142,12 +142,15 @@ class Shared:
         does. A process that was killed has not counted itself out, so this does it for it; one that ended by itself
         has, and a counter below zero is as good as one above it.
         """
-        counters = self._counters()
-        for file, place in counters:
-            if _readers(file, place) > 0:
-                torch.UntypedStorage._release_ipc_counter_cuda(file, place)
+        self._let_go([each for each in self._counters() if _readers(*each) > 0])
+
+    def _let_go(self, counted_in: list[tuple[bytes, int]]) -> None:
+        """Forgets the storages, after counting out one reader of each that is named."""
+        for file, place in counted_in:
+            torch.UntypedStorage._release_ipc_counter_cuda(file, place)
+        has_card = bool(self._counters())
         self._storages, self._handles = {}, []
-        if counters:
+        if has_card:
             torch.cuda.ipc_collect()
 
     def _counters(self) -> list[tuple[bytes, int]]:
