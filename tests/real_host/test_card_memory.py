@@ -40,8 +40,7 @@ if how == "twice":
 del tensors, shared
 gc.collect()
 torch.cuda.empty_cache()
-free, total = torch.cuda.mem_get_info(0)
-print("left", total - free)
+print("left", torch.cuda.memory_reserved())
 """
 
 

@@ -134,12 +134,20 @@ status cudaPointerGetAttributes(whereabouts *found, const void *pointer) {
 }
 
 status cudaMemcpy(void *to, const void *from, size_t size, int kind) { (void)kind; memmove(to, from, size); return OK; }
-status cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) { (void)stream; return cudaMemcpy(to, from, size, kind); }
+status cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
+    (void)stream; return cudaMemcpy(to, from, size, kind);
+}
 status cudaMemset(void *to, int value, size_t size) { memset(to, value, size); return OK; }
-status cudaMemsetAsync(void *to, int value, size_t size, void *stream) { (void)stream; return cudaMemset(to, value, size); }
-status cudaHostAlloc(void **pointer, size_t size, unsigned flags) { (void)flags; *pointer = malloc(size ? size : 1); return OK; }
+status cudaMemsetAsync(void *to, int value, size_t size, void *stream) {
+    (void)stream; return cudaMemset(to, value, size);
+}
+status cudaHostAlloc(void **pointer, size_t size, unsigned flags) {
+    (void)flags; *pointer = malloc(size ? size : 1); return OK;
+}
 status cudaFreeHost(void *pointer) { free(pointer); return OK; }
-status cudaHostRegister(void *pointer, size_t size, unsigned flags) { (void)pointer; (void)size; (void)flags; return OK; }
+status cudaHostRegister(void *pointer, size_t size, unsigned flags) {
+    (void)pointer; (void)size; (void)flags; return OK;
+}
 status cudaHostUnregister(void *pointer) { (void)pointer; return OK; }
 status cudaHostGetDevicePointer(void **device, void *host, unsigned flags) { (void)flags; *device = host; return OK; }
 
@@ -178,7 +186,9 @@ status cudaSetDevice(int device) { return say(device ? BAD_DEVICE : OK); }
 status cudaDriverGetVersion(int *version) { *version = 13000; return OK; }
 status cudaRuntimeGetVersion(int *version) { *version = 12010; return OK; }
 status cudaDeviceGetAttribute(int *value, int which, int device) { (void)which; (void)device; *value = 0; return OK; }
-status cudaDeviceGetPCIBusId(char *id, int size, int device) { (void)device; snprintf(id, (size_t)size, "0000:00:00.0"); return OK; }
+status cudaDeviceGetPCIBusId(char *id, int size, int device) {
+    (void)device; snprintf(id, (size_t)size, "0000:00:00.0"); return OK;
+}
 status cudaDeviceCanAccessPeer(int *can, int one, int other) { (void)one; (void)other; *can = 0; return OK; }
 status cudaDeviceGetStreamPriorityRange(int *low, int *high) { *low = 0; *high = -5; return OK; }
 status cudaDeviceSynchronize(void) { return OK; }
@@ -206,7 +216,9 @@ status cudaGetDeviceProperties(char *about, int device) { (void)device; return d
 
 status cudaGetLastError(void) { status found = last; last = OK; return found; }
 status cudaPeekAtLastError(void) { return last; }
-const char *cudaGetErrorName(status what) { return what == NO_MEMORY ? "cudaErrorMemoryAllocation" : "cudaErrorUnknown"; }
+const char *cudaGetErrorName(status what) {
+    return what == NO_MEMORY ? "cudaErrorMemoryAllocation" : "cudaErrorUnknown";
+}
 const char *cudaGetErrorString(status what) {
     static __thread char text[64];
     if (what == NO_MEMORY) return "out of memory";
@@ -218,20 +230,30 @@ const char *cudaGetErrorString(status what) {
 /* Streams and events: everything is done when a call returns. */
 
 status cudaStreamCreate(void **stream) { *stream = malloc(8); return OK; }
-status cudaStreamCreateWithPriority(void **stream, unsigned flags, int priority) { (void)flags; (void)priority; return cudaStreamCreate(stream); }
+status cudaStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+    (void)flags; (void)priority; return cudaStreamCreate(stream);
+}
 status cudaStreamGetPriority(void *stream, int *priority) { (void)stream; *priority = 0; return OK; }
 status cudaStreamDestroy(void *stream) { free(stream); return OK; }
 status cudaStreamSynchronize(void *stream) { (void)stream; return OK; }
 status cudaStreamQuery(void *stream) { (void)stream; return OK; }
-status cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { (void)stream; (void)event; (void)flags; return OK; }
+status cudaStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    (void)stream; (void)event; (void)flags; return OK;
+}
 status cudaStreamIsCapturing(void *stream, int *is) { (void)stream; *is = 0; return OK; }
-status cudaStreamGetCaptureInfo(void *stream, int *is, unsigned long long *id) { (void)stream; *is = 0; if (id) *id = 0; return OK; }
-status cudaStreamGetCaptureInfo_v2(void *stream, int *is, unsigned long long *id) { return cudaStreamGetCaptureInfo(stream, is, id); }
+status cudaStreamGetCaptureInfo(void *stream, int *is, unsigned long long *id) {
+    (void)stream; *is = 0; if (id) *id = 0; return OK;
+}
+status cudaStreamGetCaptureInfo_v2(void *stream, int *is, unsigned long long *id) {
+    return cudaStreamGetCaptureInfo(stream, is, id);
+}
 status cudaThreadExchangeStreamCaptureMode(int *mode) { (void)mode; return OK; }
 status cudaEventCreate(void **event) { *event = blocks; return OK; }
 status cudaEventCreateWithFlags(void **event, unsigned flags) { (void)flags; *event = blocks; return OK; }
 status cudaEventRecord(void *event, void *stream) { (void)event; (void)stream; return OK; }
-status cudaEventRecordWithFlags(void *event, void *stream, unsigned flags) { (void)event; (void)stream; (void)flags; return OK; }
+status cudaEventRecordWithFlags(void *event, void *stream, unsigned flags) {
+    (void)event; (void)stream; (void)flags; return OK;
+}
 status cudaEventQuery(void *event) { (void)event; return OK; }
 status cudaEventSynchronize(void *event) { (void)event; return OK; }
 status cudaEventDestroy(void *event) { (void)event; return OK; }
@@ -239,22 +261,28 @@ status cudaEventElapsedTime(float *ms, void *from, void *to) { (void)from; (void
 
 /* Kernels */
 
-status cudaLaunchKernel(const void *kernel, dimensions grid, dimensions block, void **values, size_t shared, void *stream) {
+status cudaLaunchKernel(const void *kernel, dimensions grid, dimensions block, void **values, size_t shared,
+                        void *stream) {
     (void)kernel; (void)grid; (void)block; (void)values; (void)shared; (void)stream;
     return say(NO_KERNEL);
 }
 status __cudaLaunchKernel(void *kernel, dimensions grid, dimensions block, void **values, size_t shared, void *stream) {
     return cudaLaunchKernel(kernel, grid, block, values, shared, stream); /* its name in CUDA 13 */
 }
-status cudaLaunchKernelExC(const void *how, const void *kernel, void **values) { (void)how; (void)kernel; (void)values; return say(NO_KERNEL); }
+status cudaLaunchKernelExC(const void *how, const void *kernel, void **values) {
+    (void)how; (void)kernel; (void)values; return say(NO_KERNEL);
+}
 
 /* The driver */
 
 status cuInit(unsigned flags) { (void)flags; return OK; }
-status cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { (void)device; if (flags) *flags = 0; *active = 1; return OK; }
+status cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+    (void)device; if (flags) *flags = 0; *active = 1; return OK;
+}
 status cuCtxGetCurrent(void **context) { *context = blocks; return OK; }
 status cuGetErrorString(status what, const char **text) { *text = cudaGetErrorString(what); return OK; }
-status cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version, unsigned long long flags, int *found) {
+status cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version, unsigned long long flags,
+                                        int *found) {
     (void)version; (void)flags;
     *function = dlsym(RTLD_DEFAULT, symbol);
     if (!*function) *function = (void *)cuInit; /* never called here; torch only wants an address */
