@@ -15,7 +15,7 @@ from extension.jobs.store import NoSuchRun
 from trainers.errors import InputError
 
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient")
-_OWN_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "testserver")
+_OWN_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")
 """0.0.0.0 is the address that a WebUI started with --listen prints; no other site can have it for a name."""
 
 

@@ -58,7 +58,7 @@ def workshop(tmp_path):
 def client(workshop):
     app = fastapi.FastAPI()
     add_routes(app, workshop)
-    return TestClient(app)
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 @pytest.fixture
@@ -201,7 +201,9 @@ def test_captions_are_changed_together_and_taken_back_also_after_a_restart(clien
     write(client, folder, ("ball 6.png", "last", "sks ball, number 5"), label="another")
     app = fastapi.FastAPI()
     add_routes(app, workshop)
-    later = TestClient(app)  # a page that was loaded again, in a host that was started again
+    later = TestClient(
+        app, base_url="http://127.0.0.1"
+    )  # a page that was loaded again, in a host that was started again
     assert show(later, folder)["undo"] == "another"
     undone = later.post(f"{V1}/data/undo", json={"folder": str(folder)}).json()
     assert undone == {"label": "another", "kept": [], "undo": "“red” added"}

@@ -42,7 +42,7 @@ def workshop(tmp_path):
 def serve(workshop) -> TestClient:
     app = FastAPI()
     add_routes(app, workshop)
-    return TestClient(app)
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 def cards(client) -> dict[str, dict]:

@@ -49,7 +49,7 @@ def app(workshop):
 
 def test_the_page_links_to_scripts_that_are_served(workshop):
     # An application of its own: gradio's does not serve a browser after it has served a test client.
-    client = TestClient(make_app(workshop))
+    client = TestClient(make_app(workshop), base_url="http://127.0.0.1")
     page = client.get("/").text
     links = re.findall(r"/athanor/v1/assets/[\w.]+", assets.head())
     assert len(links) == len(assets.asset_files()) + 1  # and the texts of the person's language
