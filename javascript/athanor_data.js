@@ -105,8 +105,9 @@
   /** Reads a folder anew; keeps selection and filters where it is the one that is shown. */
   async function read(folder) {
     const query = new URLSearchParams({ folder });
-    const cutting = athanor.trainCutting ? athanor.trainCutting() : {};
-    if (state.resolution) cutting.resolution = state.resolution;
+    let cutting = athanor.trainCutting ? athanor.trainCutting() : {};
+    // The form's bucket options go with its own resolution; another one that is tried here has the usual ones.
+    if (state.resolution && state.resolution !== cutting.resolution) cutting = { resolution: state.resolution };
     for (const [name, value] of Object.entries(cutting)) query.set(name, value);
     const view = await athanor.api(`data?${query}`);
     const same = state.view && state.view.folder === view.folder;
