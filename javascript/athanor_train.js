@@ -345,12 +345,11 @@
   };
   /** The options that say how pictures are cut, as far as the form says them, for Data to show. */
   athanor.trainCutting = function () {
-    const said = { ...form.recipe, ...form.changed }, cutting = {};
-    for (const name of ["resolution", "buckets", "bucket_step", "bucket_min", "bucket_max", "upscale"]) {
-      const option = form.schema.find((each) => each.name === name), value = said[name] ?? "";
-      if (!option || value === "") continue;
-      const number = Number(value), fits = Number.isInteger(number) && number >= option.minimum && number <= option.maximum;
-      if (option.kind === "bool" || fits) cutting[name] = value;  // what is wrong is told beside the field
+    const said = { ...form.recipe, ...form.changed }, cutting = {}, resolution = form.schema.find((each) => each.name === "resolution");
+    for (const option of form.schema.filter((each) => resolution && each.group === resolution.group)) { // the server takes what it needs of them
+      const value = said[option.name] ?? "", number = Number(value);
+      const fits = option.kind === "int" && value !== "" && Number.isInteger(number) && number >= option.minimum && number <= option.maximum;
+      if (fits || (option.kind === "bool" && value !== "")) cutting[option.name] = value; // what is wrong is told beside the field
     }
     return cutting;
   };

@@ -1,5 +1,5 @@
 """What only a graphics card can show; skipped without one. `pytest tests/test_on_gpu.py` on a machine that has CUDA, or
-with the variables of `stand_in_card.build` where torch was built for it."""
+`python tests/stand_in_card PYTHON -m pytest tests/test_on_gpu.py` where PYTHON's torch was built for it."""
 
 from __future__ import annotations
 

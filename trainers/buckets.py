@@ -48,6 +48,10 @@ def _down(value: float, step: int) -> int:
     return int(value) // step * step
 
 
+OPTIONS = ("resolution", "buckets", "bucket_step", "bucket_min", "bucket_max", "upscale")
+"""What of a job says how pictures are cut."""
+
+
 def geometry(
     job: Job, default_resolution: int, factor: int = 8, overrides: Mapping[str, Any] | None = None
 ) -> Geometry:

@@ -16,7 +16,7 @@ from typing import Any
 
 from extension.pictures.captions import read_caption
 from extension.pictures.files import CAPTIONS, is_picture, is_text, natural, open_picture, upright_size
-from trainers.buckets import Geometry, geometry, place
+from trainers.buckets import OPTIONS, Geometry, geometry, place
 from trainers.errors import InputError
 from trainers.options import FIELDS
 from trainers.spec import convert
@@ -96,18 +96,15 @@ def _found(folder: Path, confined: Confined) -> tuple[list[Path], list[str]]:
     return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix())), sorted(links)
 
 
-CUTTING = tuple(option for option in FIELDS if option.name in ("buckets", "upscale") or option.name[:7] == "bucket_")
-"""The options that say how pictures are cut, beside the resolution."""
-
-
 def shape_for(resolution: int, cutting: Mapping[str, Any]) -> Geometry:
     """How pictures are cut at this resolution, with every option that is not given at its default.
 
     Raises:
         InputError: an option's value is none; named.
     """
-    given = {option.name: convert(option, cutting[option.name]) for option in CUTTING if option.name in cutting}
-    defaults = {option.name: option.default for option in FIELDS}
+    options = {option.name: option for option in FIELDS if option.name in OPTIONS}
+    given = {name: convert(options[name], cutting[name]) for name in options if name in cutting}
+    defaults = {name: option.default for name, option in options.items()}
     return geometry(defaults | given | {"resolution": resolution}, resolution)  # type: ignore[arg-type]
 
 
@@ -120,7 +117,7 @@ def look(
     """The pictures of a folder and of the folders below; only headers are read.
 
     Args:
-        cutting: options of a job that say how pictures are cut, see `CUTTING`.
+        cutting: options of a job that say how pictures are cut, see `trainers.buckets.OPTIONS`; others are passed over.
 
     Raises:
         InputError: it is no folder, or an option's value is none.

@@ -108,10 +108,11 @@ class FullWeights:
 
     def _begin(self) -> None:
         """Lets them learn from what the file says: the base in memory may have been rounded for computing with it."""
-        for name, stored in self._trained_in(self.base.info, None).items():
+        rounded = any(parameter.dtype != torch.float32 for parameter in self.live.values())
+        for name, stored in (self._trained_in(self.base.info, None) if rounded else dict(self.live)).items():
             parameter = self.live[name]
             # A copy of our own: the loaded one may be the file's memory mapping, which is never written.
-            parameter.data = stored.to(parameter.device, DTYPES[self.job.weights_dtype], copy=True)
+            parameter.data = stored.detach().to(parameter.device, DTYPES[self.job.weights_dtype], copy=True)
             parameter.rounds_by_itself = self.job.weights_dtype == "bf16"
             parameter.requires_grad_(True)
 
