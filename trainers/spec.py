@@ -249,7 +249,8 @@ def parse(raw: Mapping[str, Any]) -> Job:
 
     Options of another method, or misspelt ones, are errors that name the nearest option.
     """
-    from trainers.options import METHODS, fields_for, rules
+    from trainers.options import METHODS, fields_for
+    from trainers.rules import rules
 
     method = str(raw.get("method", "lora"))
     if method not in METHODS:
